@@ -1,4 +1,4 @@
-"""What Shen, Yang and Chen claim, and how it is judged here."""
+"""Claims of Shen, Yang and Chen, and the runs that judge them."""
 
 import functools
 
@@ -14,11 +14,11 @@ PAPER = harness.Paper(
   },
 )
 
-# A few updates, or episodes, in, nothing has been learnt.
-_WHOLE = ('quick', 'paper')
+# Runs of the preset `smoke` are too short for these claims.
+_FULL = ('quick', 'paper')
 _CONSTANT = 'area/control/constant_reward'
-# The run of an environment, and how far the true reward has to be above a
-# constant one, so that the environment can tell what preferences teach.
+# Run of each environment, and the lead of the true reward over a constant one
+# that an environment needs to show learning from preferences.
 _ENVIRONMENTS = {
   'CartPole': ('cartpole', 5),
   'Breakout of MinAtar': ('breakout', 0.5),
@@ -31,7 +31,7 @@ RUNS = {
   'tax_design': harness.Run('tax_design'),
   'cartpole': harness.Run('rlhf'),
   'breakout': harness.Run(
-    'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_WHOLE
+    'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_FULL
   ),
 }
 
@@ -39,16 +39,16 @@ _stackelberg = functools.partial(
   harness.Claim, run='stackelberg', published='curves'
 )
 _incentive = functools.partial(
-  harness.Claim, run='incentive_design', presets=_WHOLE
+  harness.Claim, run='incentive_design', presets=_FULL
 )
 
 
-def _preferences(words: str, name: str, **bound: object) -> harness.Claim:
+def _preferences(sentence: str, name: str, **bound: object) -> harness.Claim:
   """A claim about learning from preferences on an environment."""
   return harness.Claim(
-    f'{name} {words}',
+    f'{name} {sentence}',
     run=_ENVIRONMENTS[name][0],
-    presets=_WHOLE,
+    presets=_FULL,
     substituted=f'{name} in place of the Atari',
     **bound,
   )
@@ -62,7 +62,7 @@ CLAIMS = (
       'gradients at the best rate of each game.',
       metric=f'wins/{method}',
       at_least=9,
-      presets=_WHOLE,
+      presets=_FULL,
     )
     for method, title in (
       ('value_penalty', 'value penalty'),
@@ -71,7 +71,8 @@ CLAIMS = (
   ),
   *(
     _stackelberg(
-      f'Stackelberg games, {title}: the same, of the mean return.',
+      f'Stackelberg games, {title}: the mean return is above that of '
+      'independent policy gradients.',
       metric=f'leader_return/{method}',
       at_least='leader_return/independent_best',
     )
@@ -98,7 +99,7 @@ CLAIMS = (
       metric='cells_below/value_penalty',
       at_most=below,
       published='none of the penalty',
-      presets=_WHOLE,
+      presets=_FULL,
     )
     for name, run, below, cells in (
       ('Four rooms', 'four_rooms', 4, 9),
@@ -118,9 +119,9 @@ CLAIMS = (
   ),
   *(
     _preferences(
-      'can tell what preferences teach: an actor-critic is above the control '
-      f'of a constant reward by {margin:g} with the true reward (areas under '
-      'the curves, paired).',
+      'can show learning from preferences: with the true reward an '
+      f'actor-critic is above a constant reward by {margin:g} (areas under the '
+      'curves, paired).',
       name,
       metric='area/oracle',
       at_least=_CONSTANT,
@@ -152,7 +153,7 @@ CLAIMS = (
   ),
   _preferences(
     'from preferences: PBRL returns nine tenths of what an actor-critic does '
-    'on the true reward. So does a constant reward.',
+    'on the true reward; a constant reward does too.',
     'CartPole',
     metric='true_return/pbrl',
     at_least='true_return/oracle',
@@ -160,7 +161,7 @@ CLAIMS = (
     published='curves of the Atari, near',
   ),
   _preferences(
-    'from labels drawn by a coin: not learnt.',
+    'from random labels: not learnt.',
     'CartPole',
     metric='true_return/control/random_labels',
     at_most=100,

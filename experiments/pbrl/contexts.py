@@ -1,8 +1,8 @@
-"""A follower in a finite process with a leader's gains beside, exactly.
+"""Exact values of a follower and its leader in a finite decision process.
 
-The process of contextual problems, one for each context: a goal, the taste of a
-household. Values with entropy, their derivatives through the optimum, and the
-tables of adaptive model design.
+Contextual problems have one process per context, such as a goal or a taste. The
+module has values with entropy, derivatives through the follower's optimum, and
+the tables of adaptive model design.
 """
 
 from collections.abc import Callable
@@ -14,42 +14,41 @@ import jax.numpy as jnp
 
 
 class Process(NamedTuple):
-  """What the follower faces in one context.
+  """The decision process of the follower in one context.
 
   Attributes:
-    moves: transitions, (states, actions, states); a row without probability is
-      an end.
+    transitions: probabilities (states, actions, states); rows of zeros end the
+      episode.
     rewards: of the follower, (states, actions) or (states, 1).
-    gains: of the leader, likewise.
+    leader_rewards: of the leader, (states, actions) or (states, 1).
     start: probabilities of the first state, (states,).
-    discount: of both.
+    discount: of both players.
   """
 
-  moves: chex.Array
+  transitions: chex.Array
   rewards: chex.Array
-  gains: chex.Array
+  leader_rewards: chex.Array
   start: chex.Array
   discount: float
 
 
 def straight(z: chex.Array) -> chex.Array:
-  """Softmax probabilities whose derivative in the logits is one.
+  """Softmax probabilities with a derivative of 1 in the logits.
 
-  What is differentiated through it is a derivative in probabilities. Divided by
-  visits that is a natural gradient, also of actions whose probability is below
-  what a float can hold: with a temperature of .001 most are.
+  Derivatives through it are derivatives in probabilities. Divided by visits
+  they are natural gradients, also for actions whose probability underflows,
+  as most do at a temperature of 0.001.
   """
-  return jax.lax.stop_gradient(jax.nn.softmax(z)) + (
-    z - jax.lax.stop_gradient(z)  # Zero, with any logits.
-  )
+  zero = z - jax.lax.stop_gradient(z)
+  return jax.lax.stop_gradient(jax.nn.softmax(z)) + zero
 
 
 def inverse(matrix: chex.Array) -> chex.Array:
-  """Of I - gamma P, by elimination.
+  """Inverts I - gamma P by elimination.
 
-  Its rows are dominated by their diagonal, so no pivots are looked for. By
-  products alone: `jnp.linalg.solve` under `vmap` has hung on busy machines, and
-  sweeps would be thousands, as walks from room to room mix slowly.
+  The matrix is diagonally dominant, so no pivoting is needed.
+  `jnp.linalg.solve` under `vmap` has hung on busy machines, and fixed-point
+  iteration needs thousands of sweeps here.
   """
 
   def eliminate(k, a):
@@ -62,13 +61,13 @@ def inverse(matrix: chex.Array) -> chex.Array:
 
 
 def system(process: Process, policy: chex.Array) -> chex.Array:
-  """I - gamma P of a policy, (states, states)."""
-  chain = jnp.einsum('sa,sat->st', policy, process.moves)
+  """The matrix I - gamma P of a policy, (states, states)."""
+  chain = jnp.einsum('sa,sat->st', policy, process.transitions)
   return jnp.eye(chain.shape[-1], dtype=chain.dtype) - process.discount * chain
 
 
 def invert(process: Process, policy: chex.Array):
-  """Solves with I - gamma P of a policy: a function of the right-hand side."""
+  """Makes a function that solves (I - gamma P) x = b for b."""
   matrix = system(process, policy)
   table = inverse(jax.lax.stop_gradient(matrix))
 
@@ -85,35 +84,35 @@ def invert(process: Process, policy: chex.Array):
 
 
 def visits(process: Process, policy: chex.Array) -> chex.Array:
-  """Discounted numbers of visits to each state, (states,)."""
+  """Expected discounted visits of each state, (states,)."""
   return inverse(system(process, policy)).T @ process.start
 
 
 def soft_values(
   process: Process, z: chex.Array, temperature: chex.Numeric
 ) -> chex.Array:
-  """Values of logits (states, actions) with their entropy, (states,)."""
+  """State values with entropy of logits (states, actions), (states,)."""
   policy = straight(z)
   log = jax.lax.stop_gradient(jax.nn.log_softmax(z))
-  earned = jnp.sum(policy * (process.rewards - temperature * log), axis=1)
-  return invert(process, policy)(earned)
+  rewards = jnp.sum(policy * (process.rewards - temperature * log), axis=1)
+  return invert(process, policy)(rewards)
 
 
 def leader_return(process: Process, policy: chex.Array) -> chex.Array:
-  """What a policy of the follower is worth to the leader."""
-  gained = jnp.sum(policy * process.gains, axis=1)
-  return process.start @ invert(process, policy)(gained)
+  """The leader's return under a policy of the follower."""
+  rewards = jnp.sum(policy * process.leader_rewards, axis=1)
+  return process.start @ invert(process, policy)(rewards)
 
 
 def backup(process: Process, values: chex.Array) -> chex.Array:
-  """The worth of each action, (states, actions)."""
-  return process.rewards + process.discount * process.moves @ values
+  """Action values from state values, (states, actions)."""
+  return process.rewards + process.discount * process.transitions @ values
 
 
 def improve(
   process: Process, z: chex.Array, temperature: chex.Numeric
 ) -> chex.Array:
-  """Logits of the best answer to the values of logits: Newton's step."""
+  """Logits of the improved policy: a step of soft policy iteration."""
   values = soft_values(process, z, temperature)
   return jax.nn.log_softmax(backup(process, values) / temperature)
 
@@ -121,52 +120,58 @@ def improve(
 def optimum(
   process: Process, z: chex.Array, temperature: chex.Numeric
 ) -> chex.Array:
-  """Logits of the optimum, differentiable in the process, from logits near it.
+  """Logits of the optimum, differentiable in the process.
 
   The derivative is that of the fixed point of the optimality equation.
+
+  Args:
+    process: of the follower.
+    z: logits near the optimum.
+    temperature: of the entropy.
   """
-  held = jax.lax.stop_gradient(process)
-  values = soft_values(held, jax.lax.stop_gradient(z), temperature)
+  constant = jax.lax.stop_gradient(process)
+  values = soft_values(constant, jax.lax.stop_gradient(z), temperature)
   scaled = backup(process, values) / temperature
   residual = temperature * jax.nn.logsumexp(scaled, axis=1) - values
   best = jax.lax.stop_gradient(jax.nn.softmax(scaled))
-  values = values + invert(held, best)(residual)
+  values = values + invert(constant, best)(residual)
   return jax.nn.log_softmax(backup(process, values) / temperature)
 
 
 class Tables(NamedTuple):
-  """What adaptive model design carries from update to update.
+  """Tables of adaptive model design, kept from update to update.
 
   Attributes:
-    values: of the follower, entropy included, (states,).
-    gains: what the leader expects, (states,).
-    slopes: of the follower's values in the leader's weights, (states, weights).
-    gain_slopes: likewise, of what the leader expects.
+    values: of the follower with entropy, (states,).
+    leader_values: of the leader, (states,).
+    slopes: derivatives of `values` in the leader's weights, (states, weights).
+    leader_slopes: derivatives of `leader_values`, (states, weights).
   """
 
   values: chex.Array
-  gains: chex.Array
+  leader_values: chex.Array
   slopes: chex.Array
-  gain_slopes: chex.Array
+  leader_slopes: chex.Array
 
 
 def zero_tables(states: int, weights: int, dtype: Any) -> Tables:
-  """Tables of zeros."""
-  one, two = jnp.zeros(states, dtype), jnp.zeros((states, weights), dtype)
-  return Tables(one, one, two, two)
+  """Makes tables of zeros."""
+  values = jnp.zeros(states, dtype)
+  slopes = jnp.zeros((states, weights), dtype)
+  return Tables(values, values, slopes, slopes)
 
 
 def design_step(
-  of: Callable[[chex.Array], Process],
+  make_process: Callable[[chex.Array], Process],
   x: chex.Array,
   tables: Tables,
   temperature: chex.Numeric,
 ) -> Tables:
-  r"""One backup of all four tables of adaptive model design.
+  r"""Backs up the four tables of adaptive model design once.
 
-  The follower's values take a step of soft value iteration, what the leader
-  expects one of evaluation at the policy :math:`\pi = \mathrm{softmax}(Q /
-  \tau)`, and the slopes are the forward derivatives of just that,
+  The follower's values take a step of soft value iteration, the leader's values
+  a step of evaluation of the policy :math:`\pi = \mathrm{softmax}(Q / \tau)`,
+  and the slopes are the forward derivatives of these steps,
 
   .. math::
     V' &= \sum_a \pi \, Q', \qquad
@@ -177,13 +182,13 @@ def design_step(
   with :math:`A_U` the leader's advantage.
 
   Args:
-    of: from the leader's weights to the process.
-    x: those weights, (weights,).
-    tables: as they are.
+    make_process: from the leader's weights to the process.
+    x: the leader's weights, (weights,).
+    tables: before the backup.
     temperature: :math:`\tau > 0`.
 
   Returns:
-    Tables after the backup.
+    The tables after the backup.
 
   References:
     Chen, Yang, Li, Wang, Yang and Wang, `Adaptive Model Design for Markov
@@ -191,27 +196,27 @@ def design_step(
   """
 
   def backups(x):
-    process = of(x)
-    worth = process.gains + process.discount * process.moves @ tables.gains
-    return backup(process, tables.values), worth
+    process = make_process(x)
+    leader = process._replace(rewards=process.leader_rewards)
+    return backup(process, tables.values), backup(leader, tables.leader_values)
 
-  process = of(x)
-  q, worth = backups(x)
-  q_slopes, worth_slopes = jax.jacfwd(backups)(x)
+  process = make_process(x)
+  q, leader_q = backups(x)
+  q_slopes, leader_q_slopes = jax.jacfwd(backups)(x)
   policy = jax.nn.softmax(q / temperature)
-  expected = jnp.sum(policy * worth, axis=1)
-  pull = policy * (worth - expected[:, None]) / temperature
+  leader_values = jnp.sum(policy * leader_q, axis=1)
+  pull = policy * (leader_q - leader_values[:, None]) / temperature
   through = lambda weights: (
-    process.discount * jnp.einsum('sa,sat->st', weights, process.moves)
+    process.discount * jnp.einsum('sa,sat->st', weights, process.transitions)
   )
   mean = lambda weights, table: jnp.einsum('sa,sai->si', weights, table)
   chain = through(policy)
   return Tables(
     temperature * jax.nn.logsumexp(q / temperature, axis=1),
-    expected,
+    leader_values,
     mean(policy, q_slopes) + chain @ tables.slopes,
-    mean(policy, worth_slopes)
-    + chain @ tables.gain_slopes
+    mean(policy, leader_q_slopes)
+    + chain @ tables.leader_slopes
     + mean(pull, q_slopes)
     + through(pull) @ tables.slopes,
   )

@@ -1,8 +1,8 @@
-"""Leaders of a follower who acts in several contexts: their comparison.
+"""Compares leaders of a follower that acts in several contexts.
 
-A context is a goal or a taste, drawn for each update; the leader does not see
-it. All methods are judged by the leader's return, the mean over contexts, at
-the follower's exact optimum. Binaries differ in the process alone: `Study`.
+A context is a goal or a taste, drawn for each update; the leader does not
+observe it. All methods are judged by the leader's return at the follower's
+exact optimum, averaged over contexts. Binaries differ in their `Study` only.
 """
 
 import dataclasses
@@ -32,15 +32,15 @@ class Settings:
   """Settings of a run; the paper is Thoma et al., 2024.
 
   Attributes:
-    temperatures: of the follower's entropy, the paper's.
-    steps: updates; the paper's are 10,000.
+    temperatures: of the follower's entropy, as in the paper.
+    steps: number of updates; 10,000 in the paper.
     chunk: updates between two records.
-    penalty: the first and the last lambda times the temperature: the logits of
-      the follower are led by about its inverse.
-    backups: of adaptive model design in an update; the paper's are 100.
-    rates: of the leader, along gradients clipped to length one.
-    tuning_seeds: that rates are chosen on, one for all cells of the table.
-    seeds: of the start and of the contexts that are drawn.
+    penalty: the first and the last lambda times the temperature; the follower's
+      logits are biased by about the inverse.
+    backups: backups of adaptive model design per update; 100 in the paper.
+    rates: step sizes of the leader, whose gradients are clipped to norm 1.
+    tuning_seeds: number of seeds that choose one rate for all cells.
+    seeds: of the start and of the drawn contexts.
   """
 
   temperatures: tuple[float, ...] = (0.001, 0.003, 0.005)
@@ -56,7 +56,7 @@ class Settings:
 def train(
   study: Study, settings: Settings, job: comparison.Job
 ) -> harness.Trained:
-  """Runs one job in all cells: a member for each cell and seed."""
+  """Runs one job in all cells, with a member per cell and seed."""
   members = len(job.seeds)
   hyper = {k: np.tile(v, len(study.cells)) for k, v in job.hyper.items()}
   for name in study.cells[0]:
@@ -76,17 +76,17 @@ def train(
     job.training(settings.steps, settings.chunk, seeds=seeds),
     harness.Measure(
       functools.partial(contextual_methods.measure, study),
-      record_start=not job.tuning,  # To record is a program of its own.
+      record_start=not job.tuning,  # A record compiles another program.
     ),
   )
-  # The comparison knows one member for each seed and point.
+  # The comparison expects one member per seed and point.
   shape = (-1, len(study.cells), members)
   history = {k: v.reshape(shape) for k, v in trained.history.items()}
   return trained._replace(history=history)
 
 
 def run(options: harness.Options, study: Study) -> harness.Report:
-  """Tunes and runs all methods."""
+  """Tunes, runs and compares all methods."""
   settings = options.settings
   rules = comparison.Rules(
     options,
@@ -103,17 +103,17 @@ def run(options: harness.Options, study: Study) -> harness.Report:
     {'rate': settings.rates},
   )
 
-  def measure_of(outcome):
+  def measure_outcome(outcome):
     history = outcome.trained.history
     return {
-      # Over cells, of each seed.
+      # Mean over cells, per seed.
       'leader_return': history['leader_return'][-1].mean(axis=0),
       'start_return': history['leader_return'][0].mean(),
       'optimum_error': harness.reduced(history['error'].ravel(), 'max'),
     }
 
   results = harness.Results()
-  comparison.add_outcomes(results, outcomes, measure_of)
+  comparison.add_outcomes(results, outcomes, measure_outcome)
   histories = {m: o.trained.history for m, o in outcomes.items() if o.trained}
   penalty = {'method': 'value_penalty'}
   verdicts = []
@@ -142,19 +142,19 @@ def run(options: harness.Options, study: Study) -> harness.Report:
 
 
 def product(**values: Sequence[float]) -> list[dict[str, float]]:
-  """All cells of a table, by the values of their numbers."""
+  """Cells of a table: all combinations of values."""
   return [
     dict(zip(values, numbers, strict=True))
     for numbers in itertools.product(*values.values())
   ]
 
 
-def verdict(ours: np.ndarray, others: list[np.ndarray]) -> str:
-  """Of the best other method's mean: above, level or below, by intervals."""
+def verdict(values: np.ndarray, others: list[np.ndarray]) -> str:
+  """Compares with the best other mean, by intervals: above, level or below."""
   if not others:
     return '-'
   best = max(others, key=np.mean)
-  lead = harness.mean_interval(ours - best)
+  lead = harness.mean_interval(values - best)
   if abs(lead.mean) <= max(lead.half_width, 0.005):
     return 'level'
   return 'above' if lead.mean > 0 else 'below'

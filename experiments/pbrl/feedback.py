@@ -1,24 +1,23 @@
-r"""Reinforcement learning from preferences, as a penalty method on samples.
+r"""Reinforcement learning from preferences by a sampled penalty method.
 
 .. math::
   \min_{x, y} f(x, y) + \lambda \, [ \max_\pi V^\pi_x - V^{\pi_y}_x ]
 
-f is the cross-entropy of Bradley and Terry on pairs of fragments that the
-policy made, x the reward model, and V the return under its rewards with the
-policy's entropy. It is V-PBGD where values are sampled: three losses, each
-the gradient of one sequence,
+f is the Bradley-Terry cross-entropy on pairs of fragments of the policy, x the
+reward model, and V the return under its rewards with the policy's entropy. This
+is V-PBGD with sampled values. Three losses give the gradients of three
+sequences:
 
-- `value`, the second policy, by an actor-critic on r_x: it follows the best
-  policy from where it was;
-- `lower`, the policy, likewise, and along the score function of f;
-- `upper`, the reward model, along f and the penalty: r_x falls where the second
-  policy goes and rises where the policy does, so that the policy, which f ties
-  to the preferences, is made the best one.
+- `value`, the second policy: an actor-critic on r_x, warm-started, tracks the
+  best policy;
+- `lower`, the policy: the same loss and the score function of f;
+- `upper`, the reward model: f and the penalty, which lowers r_x at the steps of
+  the second policy and raises it at those of the policy.
 
-Without a second policy and without the score function it is the deep
-reinforcement learning from human preferences of Christiano et al., 2017; with
-the true rewards it is an actor-critic. The rewards' scale, which preferences
-leave open, is taken out: rewards are divided by their mean absolute value.
+Without a second policy and the score function this is deep reinforcement
+learning from human preferences (Christiano et al., 2017). With the true rewards
+it is an actor-critic. Preferences do not determine the scale of rewards, so
+rewards are divided by their mean absolute value.
 """
 
 from collections.abc import Callable
@@ -32,9 +31,9 @@ import optax
 import bilevel_jax as bj
 from experiments.pbrl import preferences, rlhf_settings
 
-CRITIC_RATE = 3.0  # Of critics' Adam, in multiples of the actors'.
-CLIP = 0.5  # Largest norm of a gradient, of an actor and of a critic.
-DECAY = 0.95  # Of generalised advantages.
+CRITIC_RATE = 3.0  # Step size of critics / step size of actors.
+CLIP = 0.5  # Largest norm of a gradient of an actor or a critic.
+DECAY = 0.95  # Of generalised advantage estimates.
 REWARD_SCALE = 0.1  # Mean absolute value of normalised rewards.
 
 
@@ -45,45 +44,45 @@ def make_solvers(
   settings: rlhf_settings.Settings,
   rate: chex.Numeric,
 ) -> tuple[Any, Any]:
-  """Makes the two solvers of a reward epoch.
+  """Makes the solvers of the policies and of the reward model.
 
   Args:
-    method: which.
-    agent: networks of a policy and of its value.
-    reward: (weights, observation) -> a reward for each action.
+    method: the method.
+    agent: networks of a policy and its value.
+    reward: (weights, observation) -> a reward per action.
     settings: resolved.
-    rate: of the actors' Adam at first; falls linearly to 0, as the critics'.
+    rate: initial step size of the actors' Adam; it falls linearly to 0.
 
   Returns:
-    That of the policies, for `bj.BilevelParams`; its batch has rollouts (steps,
-    environments) under `lower` and, with a second policy, `value`, whose
-    rewards are the normalised ones, and with a score function `pairs` with
-    their `costs`. And that of the reward model; the leaves of its batch have a
-    leading axis of steps: `pairs`, and with a second policy observations and
-    actions under `lower` and `value`.
+    The solver of the policies, whose batch has rollouts (steps, environments)
+    with normalised rewards as `lower` and, with a second policy, `value`; with
+    a score function also `pairs` and their `costs`. And the solver of the
+    reward model, whose batch has a leading axis of steps: `pairs`, and with a
+    second policy observations and actions as `lower` and `value`.
   """
   advantages = bj.rl.Advantages(settings.discount, DECAY)
 
-  def of_all(apply, at, observations, lead):
-    flat = observations.reshape(-1, *observations.shape[lead:])
-    found = jax.vmap(apply, (None, 0))(at, flat)
-    return found.reshape(*observations.shape[:lead], *found.shape[1:])
+  def apply_all(apply, weights, observations):
+    """Applies a network over the two leading axes of observations."""
+    flat = observations.reshape(-1, *observations.shape[2:])
+    outputs = jax.vmap(apply, (None, 0))(weights, flat)
+    return outputs.reshape(*observations.shape[:2], *outputs.shape[1:])
 
   def actor_critic_loss(at, rollout):
     actor, critic, entropy = bj.rl.actor_critic_losses(
-      of_all(agent.policy, at.actor, rollout.observations, 2),
-      of_all(agent.value, at.critic, rollout.observations, 2),
+      apply_all(agent.policy, at.actor, rollout.observations),
+      apply_all(agent.value, at.critic, rollout.observations),
       jax.lax.stop_gradient(
-        of_all(agent.value, at.critic, rollout.next_observations, 2)
+        apply_all(agent.value, at.critic, rollout.next_observations)
       ),
       rollout,
       distribution=bj.rl.categorical(),
       advantages=advantages,
     )
-    return actor + critic - settings.tau * entropy, entropy
+    return actor + critic - settings.weights.tau * entropy, entropy
 
   def log_prob(actor, fragments):
-    outputs = of_all(agent.policy, actor, fragments.observations, 2)
+    outputs = apply_all(agent.policy, actor, fragments.observations)
     logs = bj.rl.categorical().log_prob(outputs, fragments.actions)
     return jnp.sum(jnp.where(fragments.mask, logs, 0), axis=-1)
 
@@ -96,21 +95,23 @@ def make_solvers(
       pairs, actor = batch['pairs'], params.lower.actor
       logs = log_prob(actor, pairs.first) + log_prob(actor, pairs.second)
       score = bj.rl.score_function_loss(batch['costs'], logs)
-      loss = loss + settings.score * score
+      loss = loss + settings.weights.score * score
     return loss, entropy
 
   def upper_loss(params, batch):
     x, pairs = params.upper, batch['pairs']
     margin = preferences.margins(reward, x, pairs)
     loss = preferences.bradley_terry(margin, pairs.labels).mean()
-    if method.second:
-      mean = lambda at: preferences.rewards_of(reward, x, *at).mean()
-      # The penalty's slope in x, the second policy for the best one.
-      loss += settings.penalty * (mean(batch['value']) - mean(batch['lower']))
+    if method.second_policy:
+      mean = lambda at: preferences.model_rewards(reward, x, *at).mean()
+      # The derivative of the penalty in x, with the second policy as the best.
+      loss += settings.weights.penalty * (
+        mean(batch['value']) - mean(batch['lower'])
+      )
     return loss
 
   def adam():
-    updates = rlhf_settings.epochs_of(settings) * settings.rollouts.updates
+    updates = rlhf_settings.count_epochs(settings) * settings.rollouts.updates
 
     def one(rate):
       falling = lambda k: rate * jnp.maximum(1 - k / updates, 0)
@@ -124,14 +125,14 @@ def make_solvers(
     )
 
   entropy = lambda params: jnp.zeros([])
-  follow = {}
+  sequences = {}
   oracles = [bj.gradient(lower_loss, name='lower', of='lower', outputs=entropy)]
-  if method.second:
+  if method.second_policy:
     oracles.insert(
       0, bj.gradient(value_loss, name='value', of='value', outputs=entropy)
     )
-    follow['value'] = bj.Sequence(adam(), start=lambda params: params.lower)
-  policies = bj.descend(*oracles, lower=adam(), **follow)
+    sequences['value'] = bj.Sequence(adam(), start=lambda params: params.lower)
+  policies = bj.descend(*oracles, lower=adam(), **sequences)
   rewards = bj.descend(
     bj.gradient(upper_loss, name='upper', of='upper'),
     upper=bj.Sequence(

@@ -1,18 +1,18 @@
-"""Four rooms: penalties on cells that lead a follower by a cell of its leader.
+"""Four rooms: a leader taxes cells to steer a follower past its own cell.
 
 Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
-Reinforcement Learning and RLHF, 2024. The problem and its table are of Thoma,
+Reinforcement Learning and RLHF, 2024. The problem and its table are from Thoma,
 Pasztor, Krause, Ramponi and Hu, Contextual Bilevel Reinforcement Learning for
 Incentive Alignment, 2024.
 
     python -m experiments.pbrl.four_rooms --preset=quick
 
-Expected: the value penalty above in 2 cells, level in 7 of 9. Time: eight
-CPU-minutes.
+Expected: the value penalty is above the best other method in 2 of 9 cells, and
+level in 7. Time: 8 CPU-minutes.
 
-Nine cells of a table: three temperatures of the follower's entropy, three
-prices of the penalties to the leader. All methods are judged by the leader's
-return, the mean over both goals, at the follower's exact optimum.
+The table has nine cells: three temperatures of the follower's entropy and three
+prices that the leader pays for its taxes. All methods are judged by the
+leader's return at the follower's exact optimum, averaged over both goals.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Settings(contextual.Settings):
   """Settings of a run, and of this problem.
 
   Attributes:
-    prices: of the penalties to the leader, the paper's.
+    prices: of taxes, paid by the leader, as in the paper.
   """
 
   prices: tuple[float, ...] = (1.0, 3.0, 5.0)
@@ -53,8 +53,8 @@ PRESETS = {
 }
 
 
-def study_of(settings: Settings) -> contextual.Study:
-  """The nine cells."""
+def make_study(settings: Settings) -> contextual.Study:
+  """Makes the study of all temperatures and prices."""
   return contextual.Study(
     lambda w, goal, hyper: rooms_lib.process(ROOMS, w, goal, hyper['price']),
     len(ROOMS.goals),
@@ -68,7 +68,7 @@ def study_of(settings: Settings) -> contextual.Study:
 
 def main(options: harness.Options) -> harness.Report:
   """Tunes and runs all methods."""
-  return contextual.run(options, study_of(options.settings))
+  return contextual.run(options, make_study(options.settings))
 
 
 STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='four_rooms')

@@ -1,22 +1,20 @@
-"""Incentive design: a payoff table for two players who play its equilibrium.
+"""Incentive design: payoffs of a game whose players reach its equilibrium.
 
 Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
 Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.incentive_design --preset=quick
 
-Expected: PBRL above K = 5 on 8 of 10 games and above K = 20 on 7, not on 9; a
-payoff written by hand is above all of them.
-Time: 7 minutes on 2 cores.
+Expected: PBRL is above K = 5 on 8 of 10 games and above K = 20 on 7, not on 9;
+a payoff written by hand is above all of them. Time: 7 minutes on 2 cores.
 
-The designer sets the payoff of a zero-sum Markov game and collects a reward of
-its own where the players are at the equilibrium. The penalty is the function of
-Nikaido and Isoda, at best responses that are tables of their own, one step of
-policy iteration an update. The other method differentiates K steps of players
-who learn from each other. Both are judged by the designer's return at the exact
-equilibrium of their payoff, at equal numbers of evaluated pairs of policies.
-The control is a payoff written by hand, without any learning: it makes the
-designer's best pair of actions dominant in each state.
+The designer sets the payoff of a zero-sum Markov game and earns its own reward
+at the equilibrium of the players. The penalty is the Nikaido-Isoda function at
+best responses, which take one step of policy iteration per update. The rival
+differentiates K steps of learning players. Both are judged by the designer's
+return at the exact equilibrium, after equal numbers of evaluated policy pairs.
+The control is a payoff written by hand, which makes the designer's best pair of
+actions dominant in each state.
 """
 
 import dataclasses
@@ -33,7 +31,7 @@ from experiments import harness
 from experiments.harness.study import comparison
 from experiments.pbrl import incentive_methods, markov_games, zero_sum
 
-_FIRST = 100  # Seeds from here on are reported: those below were looked at.
+_FIRST = 100  # First reported seed; lower ones were used in development.
 BY_HAND = 'control/by_hand'
 
 
@@ -42,17 +40,17 @@ class Settings:
   """Settings of a run; the paper is Shen, Yang and Chen, section 6.
 
   Attributes:
-    game: sizes, ours.
+    game: our sizes.
     steps: updates of PBRL, and of the row at equal updates.
-    chunk: of those.
-    penalty: the first and the last lambda of PBRL, ours.
-    inner_steps: K, of the meta-gradient. The largest is also run for as many
-      updates as PBRL: K / 2 times the evaluations.
-    rates: of Adam, for the designer.
-    inner_rates: of the players, tried with each of the rates: of Adam in PBRL,
-      a share of the way to the other's answer where they learn.
-    tuning_seeds: games that rates are chosen on, none of them reported.
-    seeds: games that are reported.
+    chunk: updates between two records.
+    penalty: our first and last lambda of PBRL.
+    inner_steps: numbers K of the meta-gradient. The largest also runs for as
+      many updates as PBRL, with K / 2 times the evaluations.
+    rates: step sizes of Adam for the designer.
+    inner_rates: step sizes of the players, tried with each rate: of Adam in
+      PBRL, of the natural step in the meta-gradient.
+    tuning_seeds: number of games for tuning, which are not reported.
+    seeds: number of reported games.
   """
 
   game: markov_games.Game = dataclasses.field(
@@ -84,27 +82,27 @@ PRESETS = {
 
 
 def payoff_by_hand(game: bj.rl.MarkovGame) -> chex.Array:
-  """Makes the designer's best pair of actions dominant, without any learning.
+  """Makes the designer's best pair of actions dominant, without learning.
 
-  In each state the first player pays 1/2 for another action than the designer's
-  best one, and the second player is paid 1/2 for the designer's best one. These
-  are the largest equal margins within 0 and 1, and as all states have the same
-  value, no player has a reason to prefer one state to another.
+  In each state the first player pays 1/2 unless it takes the designer's best
+  action, and the second player receives 1/2 if it does. These are the largest
+  equal margins between 0 and 1. All states have the same value, so no player
+  prefers a state.
 
   Args:
-    game: of both players; its first reward is the designer's.
+    game: of both players; its first reward is that of the designer.
 
   Returns:
     Costs of the first player, (states, actions, actions).
   """
   states, one, two, _ = game.transitions.shape
-  together = bj.rl.MDP(
+  joint = bj.rl.MDP(
     game.transitions.reshape(states, one * two, states),
     game.rewards[0].reshape(states, one * two),
     game.discount,
     game.initial,
   )
-  pairs = bj.rl.optimal(together).policy.reshape(states, one, two)
+  pairs = bj.rl.optimal(joint).policy.reshape(states, one, two)
   best_a, best_b = pairs.sum(axis=2), pairs.sum(axis=1)
   return (1 - best_a[:, :, None] + best_b[:, None, :]) / 2
 
@@ -118,9 +116,9 @@ def measure_by_hand(
   def one(game):
     costs = payoff_by_hand(game)
     nash = zero_sum.nash(game, costs, temperature=tau)
-    loss = incentive_methods.problem_of(game, tau).upper
+    loss = incentive_methods.make_problem(game, tau).upper
     return {
-      # The designer's reward depends on the players alone.
+      # The designer's reward does not depend on the payoff.
       'upper_return_at_nash': -loss(None, nash, None),
       'nash_error': zero_sum.nash_gap(game, costs, nash, tau),
     }
@@ -132,29 +130,29 @@ def measure_by_hand(
 def draw_games(
   sizes: markov_games.Game, seeds: Sequence[int]
 ) -> bj.rl.MarkovGame:
-  """Random games, whose reward is the designer's."""
+  """Draws random games with the designer's reward."""
   return markov_games.draw_games(sizes, seeds, rewards=1)
 
 
 def measure(settings: Settings, context: harness.Context, params, state):
-  """The designer's return at the exact equilibrium, and the players' gap."""
+  """Measures the designer's return at the equilibrium, and players' gaps."""
   del state
   game, tau = context.own, settings.game.temperature
   costs = jax.nn.sigmoid(params.upper)
-  loss = incentive_methods.problem_of(game, tau).upper
-  best = zero_sum.nash(game, costs, temperature=tau)
+  loss = incentive_methods.make_problem(game, tau).upper
+  nash = zero_sum.nash(game, costs, temperature=tau)
   return {
-    'upper_return_at_nash': -loss(params.upper, best, None),
+    'upper_return_at_nash': -loss(params.upper, nash, None),
     'upper_return': -loss(params.upper, params.lower, None),
     'nash_gap': zero_sum.nash_gap(game, costs, params.lower, tau),
-    'nash_error': zero_sum.nash_gap(game, costs, best, tau),
+    'nash_error': zero_sum.nash_gap(game, costs, nash, tau),
   }
 
 
 def train(settings: Settings, job: comparison.Job) -> harness.Trained:
-  """Runs one job; the method's name says K and the number of updates."""
+  """Runs one job; the method's name has K and the number of updates."""
   sizes = settings.game
-  steps = incentive_methods.updates_of(job.method, settings)
+  steps = incentive_methods.count_updates(job.method, settings)
   make = functools.partial(incentive_methods.make_pbrl, settings)
   if job.method != 'pbrl':
     make = functools.partial(incentive_methods.make_meta, settings, job.method)
@@ -164,7 +162,7 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     x = jax.random.normal(context.seed_key, (sizes.states, *sizes.actions))
     return bj.BilevelParams(upper=x, lower=(table, table + 0))
 
-  # What is tuned by is the end; a record finds an equilibrium.
+  # Tuning needs the end only, and each record solves for an equilibrium.
   chunk = steps
   if not job.tuning:
     chunk = max(1, round(settings.chunk * steps / settings.steps))
@@ -174,13 +172,13 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
     job.training(steps, chunk),
     harness.Measure(
       functools.partial(measure, settings),
-      record_start=not job.tuning,  # To record is a program of its own.
+      record_start=not job.tuning,  # A record compiles another program.
     ),
   )
 
 
-def titles_of(settings: Settings) -> dict[str, str]:
-  """Names of the runs, with what the table calls them."""
+def make_titles(settings: Settings) -> dict[str, str]:
+  """Titles of the methods by name."""
   largest = max(settings.inner_steps)
   return {
     'pbrl': 'PBRL',
@@ -189,7 +187,7 @@ def titles_of(settings: Settings) -> dict[str, str]:
       for k in settings.inner_steps
     },
     f'meta_gradient/k{largest}/equal_updates': (
-      f'the same, K = {largest}, equal updates'
+      f'meta-gradient, K = {largest}, equal updates'
     ),
   }
 
@@ -209,10 +207,10 @@ COLUMNS = (
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Tunes and runs all methods."""
+  """Tunes, runs and compares all methods."""
   settings = options.settings
   options = options._replace(seeds=tuple(_FIRST + s for s in options.seeds))
-  titles = titles_of(settings)
+  titles = make_titles(settings)
   rules = comparison.Rules(
     options,
     settings=harness.settings_of(settings, 'rates', 'inner_rates'),
@@ -231,7 +229,7 @@ def main(options: harness.Options) -> harness.Report:
     },
   )
 
-  def measure_of(outcome):
+  def measure_outcome(outcome):
     gap = outcome.values('nash_gap')
     updates = int(outcome.trained.steps[-1])
     return {
@@ -239,17 +237,17 @@ def main(options: harness.Options) -> harness.Report:
       'upper_return': outcome.last('upper_return'),
       'gap_ratio': gap[-1] / gap[0],
       'lower_evaluations': updates
-      * incentive_methods.evaluations_of(outcome.method),
+      * incentive_methods.count_evaluations(outcome.method),
     }
 
   results = harness.Results()
-  comparison.add_outcomes(results, outcomes, measure_of)
+  comparison.add_outcomes(results, outcomes, measure_outcome)
   fine = {m: o for m, o in outcomes.items() if not o.failure}
   by_hand = measure_by_hand(settings.game, options.seeds)
   returns = {m: o.last('upper_return_at_nash') for m, o in fine.items()}
   returns[BY_HAND] = by_hand['upper_return_at_nash']
   results.add({'method': BY_HAND}, upper_return_at_nash=returns[BY_HAND])
-  _add_wins(results, returns, measure_of(outcomes['pbrl'])['gap_ratio'])
+  _add_wins(results, returns, measure_outcome(outcomes['pbrl'])['gap_ratio'])
   worst = [o.values('nash_error').max() for o in fine.values()]
   worst.append(by_hand['nash_error'].max())
   results.add(nash_error=harness.reduced(worst, 'max'))
@@ -266,7 +264,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 def _add_wins(results, returns, gap_ratio):
-  """Games on which PBRL, its players at an equilibrium, is above a method."""
+  """Adds the games on which PBRL wins with its players at an equilibrium."""
   close = gap_ratio <= markov_games.NEAR
   for method, others in returns.items():
     at = {'method': method}
@@ -282,7 +280,7 @@ def _draw(outcomes, titles):
   def curves(metric, lowest=-np.inf):
     return {
       titles[m]: (
-        incentive_methods.evaluations_of(m) * o.trained.steps,
+        incentive_methods.count_evaluations(m) * o.trained.steps,
         np.maximum(o.values(metric), lowest),
       )
       for m, o in outcomes.items()

@@ -1,4 +1,4 @@
-"""Methods of incentive design: a penalty, and a gradient through learning."""
+"""Methods for incentive design: a penalty, and a meta-gradient."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.pbrl import markov_games, zero_sum
 
-# Pairs of policies evaluated in an update: each player against the other's best
-# response. A response moves by the values that the penalty is made of.
+# Policy pairs per update: each player against the other's best response. The
+# penalty and the responses use the same values.
 PBRL_EVALUATIONS = 2
 
 
-def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
-  """The designer's loss, and the payoff between the players."""
+def make_problem(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
+  """Makes the designer's loss and the payoff between the players."""
 
   def loss(x, y, batch):
     del x, batch
-    a, b = zero_sum.policies_of(y)
+    a, b = zero_sum.as_policies(y)
     mdp = bj.rl.induced_mdp(game, a, game.rewards[0], player=1)
     return -bj.rl.expected_return(mdp, b)
 
@@ -32,20 +32,20 @@ def problem_of(game: bj.rl.MarkovGame, tau: float) -> bj.BilevelProblem:
 
 
 def make_pbrl(settings: Any, context: harness.Context):
-  """Penalty descent with the function of Nikaido and Isoda."""
+  """Makes penalty descent with the Nikaido-Isoda function."""
   game, tau = context.own, settings.game.temperature
   inner = context.hyper['inner_rate']
 
   def faced(at):
     x, y = at
     return bj.rl.zero_sum_responses(
-      game, jax.nn.sigmoid(x), zero_sum.policies_of(y), temperature=tau
+      game, jax.nn.sigmoid(x), zero_sum.as_policies(y), temperature=tau
     )
 
   return bj.descend(
     at_one_point(
       bj.oracles.nikaido_isoda(
-        problem_of(game, tau),
+        make_problem(game, tau),
         penalty=markov_games.rising(*settings.penalty, settings.steps),
       ),
       bj.rl.policy_mirror_descent(
@@ -59,17 +59,16 @@ def make_pbrl(settings: Any, context: harness.Context):
 
 
 def designer(context: harness.Context, steps: int):
-  """Adam, whose rate falls to zero by a cosine where `falls` is one."""
+  """Makes Adam; with `falls` of 1 its rate decays to zero by a cosine."""
   rate, falls = context.hyper['rate'], context.hyper['falls']
   cosine = optax.cosine_decay_schedule(1.0, steps)
   return optax.adam(lambda count: rate * (1 - falls * (1 - cosine(count))))
 
 
 def at_one_point(penalty: bj.oracles.Oracle, respond: bj.oracles.Oracle):
-  """The penalty and the best responses' moves, before either has moved.
+  """Evaluates the penalty and the moves of the responses at the same point.
 
-  Both are made of the values of (a, b') and (a', b), so these two pairs are all
-  that an update evaluates.
+  Both need the values of (a, b') and (a', b) only.
   """
 
   def fn(params, batch, inner):
@@ -77,16 +76,16 @@ def at_one_point(penalty: bj.oracles.Oracle, respond: bj.oracles.Oracle):
     moves, _ = respond.update(batch, respond.init(params), params)
     return (), slopes._replace(value=moves.value), inner
 
-  # The penalty's own state counts what is evaluated.
+  # The state of the penalty counts the evaluations.
   return bj.oracle(fn, (), penalty.init, moves=('upper', 'lower', 'value'))
 
 
 def make_meta(settings: Any, method: str, context: harness.Context):
-  """The gradient through K steps of players who learn."""
+  """Makes the gradient through K steps of learning players."""
   game, tau = context.own, settings.game.temperature
   inner = context.hyper['inner_rate']
-  loss = problem_of(game, tau).upper
-  steps = inner_steps_of(method)
+  loss = make_problem(game, tau).upper
+  steps = parse_inner_steps(method)
 
   def learned(x, y):
     def step(y, _):
@@ -104,7 +103,7 @@ def make_meta(settings: Any, method: str, context: harness.Context):
     (value, after), slope = jax.value_and_grad(through, has_aux=True)(
       params.upper
     )
-    # The players go on from where they have come to: a step of length one.
+    # The players continue from their last policies: a step of length 1.
     moves = jax.tree.map(jnp.subtract, params.lower, after)
     return (value,), params._replace(upper=slope, lower=moves), inner
 
@@ -118,26 +117,26 @@ def make_meta(settings: Any, method: str, context: harness.Context):
     },
     moves=('upper', 'lower'),
   )
-  upper = designer(context, updates_of(method, settings))
+  upper = designer(context, count_updates(method, settings))
   return bj.descend(oracle, upper=upper, lower=optax.sgd(1.0))
 
 
-def inner_steps_of(method: str) -> int:
-  """K, from a method's name."""
+def parse_inner_steps(method: str) -> int:
+  """Reads K from the name of a method."""
   return int(method.split('/')[1].removeprefix('k'))
 
 
-def evaluations_of(method: str) -> int:
-  """Evaluated pairs of policies in an update.
+def count_evaluations(method: str) -> int:
+  """Evaluated policy pairs per update.
 
-  What the backward pass of the K steps costs, as much again, is not counted, in
-  the meta-gradient's favour.
+  The backward pass through the K steps costs as much again and is not counted,
+  in favour of the meta-gradient.
   """
-  return PBRL_EVALUATIONS if method == 'pbrl' else inner_steps_of(method)
+  return PBRL_EVALUATIONS if method == 'pbrl' else parse_inner_steps(method)
 
 
-def updates_of(method: str, settings: Any) -> int:
-  """As many as PBRL's, or as its evaluations of pairs allow."""
+def count_updates(method: str, settings: Any) -> int:
+  """Updates at as many updates, or as many evaluations, as PBRL."""
   if method == 'pbrl' or method.endswith('/equal_updates'):
     return settings.steps
-  return max(1, settings.steps * PBRL_EVALUATIONS // inner_steps_of(method))
+  return max(1, settings.steps * PBRL_EVALUATIONS // parse_inner_steps(method))

@@ -1,7 +1,7 @@
-"""A method of learning from preferences: pairs, labels and updates in turn.
+"""Learning from preferences: draws and labels pairs, and updates the models.
 
-It knows no environments: it is given rollouts, from a compiled suite or from
-games that are stepped in Python.
+Rollouts come from outside: from a compiled suite, or from games that Python
+steps.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from experiments.pbrl import feedback, preferences, rlhf_settings
 
 
 class Start(NamedTuple):
-  """What there is before the policy learns.
+  """Reward model and pairs before the policy learns.
 
   Attributes:
-    upper: the weights of the reward model.
+    upper: weights of the reward model.
     buffer: labelled pairs.
-    held: those that are held out.
-    labels: used so far, int32.
+    held_out: held-out pairs.
+    labels: number of labels used so far, int32.
   """
 
   upper: Any
   buffer: preferences.Buffer
-  held: preferences.Buffer
+  held_out: preferences.Buffer
   labels: chex.Array
 
 
@@ -36,37 +36,37 @@ class State(NamedTuple):
   """State of a `Learner`.
 
   Attributes:
-    key: of what is drawn next.
-    policies: of the solver of the policies; the second one is in it.
-    rewards: of the solver of the reward model.
-    buffer: of labelled pairs.
-    held: pairs that are held out.
-    scale: the running mean absolute reward; 0 before the first.
-    measured: what was measured and counted.
+    key: of the next draws.
+    policies: state of the solver of the policies, with the second one.
+    rewards: state of the solver of the reward model.
+    buffer: labelled pairs.
+    held_out: held-out pairs.
+    scale: running mean absolute reward; 0 before the first update.
+    metrics: measured values and counts.
   """
 
   key: chex.PRNGKey
   policies: Any
   rewards: Any
   buffer: preferences.Buffer
-  held: preferences.Buffer
+  held_out: preferences.Buffer
   scale: chex.Array
-  measured: bj.oracles.OracleState
+  metrics: bj.oracles.OracleState
 
 
 class Learner:
-  """A method, without environments.
+  """A method without environments.
 
   Its params are `bj.BilevelParams`: the reward model, and an actor with its
   critic.
 
   Args:
-    method: which.
-    agent: networks of a policy and of its value.
-    reward: (weights, observation) -> a reward for each action.
+    method: the method.
+    agent: networks of a policy and its value.
+    reward: (weights, observation) -> a reward per action.
     settings: resolved.
-    rate: of the actors' Adam.
-    dtype: that observations are kept in.
+    rate: step size of the actors' Adam.
+    dtype: of stored observations.
   """
 
   def __init__(
@@ -80,44 +80,46 @@ class Learner:
   ):
     """Makes the solvers."""
     self._method, self._reward, self._settings = method, reward, settings
-    # Labels from a file are all that there is.
+    # With a file of labels there are no new pairs.
     self._pairs = 0 if settings.labels else settings.preferences.pairs
     self._dtype = dtype
     self._policies, self._rewards = feedback.make_solvers(
       method, agent, reward, settings, rate
     )
 
-  def nothing(self, upper: Any, shape: tuple[int, ...]) -> Start:
-    """A start without pairs, of a reward model, for observations of a shape."""
+  def empty_start(self, upper: Any, shape: tuple[int, ...]) -> Start:
+    """Makes a start without pairs, for observations of a shape."""
     pairs = self._settings.preferences
-    # The true rewards need no pairs: room for one in their place.
-    rooms = (pairs.buffer, pairs.held_out) if self._method.model else (1, 1)
-    buffer, held = (
-      preferences.empty(room, pairs.fragment, shape, self._dtype)
-      for room in rooms
+    # The true rewards need no pairs: buffers of size 1 save memory.
+    capacities = (1, 1)
+    if self._method.learned_reward:
+      capacities = (pairs.buffer, pairs.held_out)
+    buffer, held_out = (
+      preferences.empty(capacity, pairs.fragment, shape, self._dtype)
+      for capacity in capacities
     )
-    return Start(upper, buffer, held, jnp.int32(0))
+    return Start(upper, buffer, held_out, jnp.int32(0))
 
   def init(self, params: bj.BilevelParams, key: Any, start: Start) -> State:
-    """The state before the policy learns."""
+    """Makes the state before the policy learns."""
     names = ('steps/environment', 'labels')
     counts = jnp.stack([jnp.int32(0), start.labels])
     return State(
       key=key,
       policies=self._policies.init(params),
-      rewards=self._rewards.init(params) if self._method.model else (),
+      rewards=self._rewards.init(params) if self._method.learned_reward else (),
       buffer=start.buffer,
-      held=start.held,
+      held_out=start.held_out,
       scale=jnp.zeros([]),
-      measured=bj.oracles.OracleState(
+      metrics=bj.oracles.OracleState(
         bj.types.named(('suboptimality', 'reward_scale'), jnp.zeros(2)),
         bj.types.named(names, counts),
       ),
     )
 
-  def second(self, state: State) -> Any:
-    """The second policy's actor and critic; None without one."""
-    if not self._method.second:
+  def second_policy(self, state: State) -> Any:
+    """Actor and critic of the second policy, or None."""
+    if not self._method.second_policy:
       return None
     return bj.auxiliaries(state.policies)['value']
 
@@ -129,13 +131,13 @@ class Learner:
     *,
     reward_epoch: bool,
   ) -> tuple[bj.BilevelParams, State]:
-    """Updates the policies on new rollouts, and perhaps the reward model.
+    """Updates the policies on new rollouts, and the reward model if asked.
 
     Args:
-      params: before.
-      state: that of the method, before.
-      rollouts: under the policy, `lower`, and under the second one, `value`.
-      reward_epoch: whether a reward epoch follows.
+      params: before the update.
+      state: before the update.
+      rollouts: of the policy, `lower`, and of the second policy, `value`.
+      reward_epoch: whether to draw new pairs and update the reward model.
     """
     method, model = self._method, self._settings.reward
     key, *keys = jax.random.split(state.key, 5)
@@ -148,58 +150,58 @@ class Learner:
     scaled = {
       n: r._replace(rewards=unit * r.rewards) for n, r in relabelled.items()
     }
-    given = dict(scaled)
-    fresh = reward_epoch and method.model and self._pairs > 0
-    if fresh:
-      # The last environments are for the pairs that are held out.
-      learnt, tested = _split(rollouts['lower'])
-      new = self._labelled(keys[:2], learnt, self._pairs)
-      if method.second:
+    batch = dict(scaled)
+    draws_pairs = reward_epoch and method.learned_reward and self._pairs > 0
+    if draws_pairs:
+      # The last environments give held-out pairs.
+      training, testing = _split(rollouts['lower'])
+      new = self._labelled(keys[:2], training, self._pairs)
+      if method.second_policy:
         margin = preferences.margins(self._reward, params.upper, new)
-        given['costs'] = preferences.bradley_terry(margin, new.labels)
-        given['pairs'] = new
-    updates, moved = self._policies.update(given, state.policies, params)
+        batch['costs'] = preferences.bradley_terry(margin, new.labels)
+        batch['pairs'] = new
+    updates, moved = self._policies.update(batch, state.policies, params)
     params = bj.apply_updates(params, updates)
     state = state._replace(key=key, policies=moved, scale=scale)
-    if reward_epoch and method.model:
-      buffer, held = state.buffer, state.held
-      if fresh:
+    if reward_epoch and method.learned_reward:
+      buffer, held_out = state.buffer, state.held_out
+      if draws_pairs:
         buffer = preferences.push(buffer, new)
-        held = self._with_held(held, keys[2], tested)
+        held_out = self._add_held_out(held_out, keys[2], testing)
       shape = (model.steps, model.batch)
       parts = {'pairs': preferences.sample(keys[3], buffer, shape)}
-      if method.second:
+      if method.second_policy:
         parts |= {n: self._in_parts(r) for n, r in relabelled.items()}
       updates, fitted = self._rewards.update(parts, state.rewards, params)
       params = bj.apply_updates(params, updates)
-      state = state._replace(buffer=buffer, held=held, rewards=fitted)
-    labels = self._pairs if fresh else 0
-    spent = sum(r.rewards.size for r in rollouts.values())
-    values, counts = state.measured.values, state.measured.counts
-    added = counts.array + jnp.array([spent, labels], jnp.int32)
+      state = state._replace(buffer=buffer, held_out=held_out, rewards=fitted)
+    labels = self._pairs if draws_pairs else 0
+    steps = sum(r.rewards.size for r in rollouts.values())
+    values, counts = state.metrics.values, state.metrics.counts
+    added = counts.array + jnp.array([steps, labels], jnp.int32)
     gap = self._suboptimality(scaled, bj.outputs(moved))
-    measured = state.measured._replace(
+    metrics = state.metrics._replace(
       values=bj.types.named(values.names, jnp.stack([gap, now])),
       counts=bj.types.named(counts.names, added),
     )
-    return params, state._replace(measured=measured)
+    return params, state._replace(metrics=metrics)
 
   def add(self, start: Start, key: Any, rollout: bj.rl.Rollout) -> Start:
-    """Adds pairs of the first policy: labelled ones, and those held out."""
+    """Adds labelled and held-out pairs of the first policy."""
     keys, pairs = jax.random.split(key, 3), self._pairs
-    learnt, tested = _split(rollout)
-    held = self._with_held(start.held, keys[2], tested)
+    training, testing = _split(rollout)
+    held_out = self._add_held_out(start.held_out, keys[2], testing)
     if not pairs:
-      return start._replace(held=held)
-    new = self._labelled(keys[:2], learnt, pairs)
+      return start._replace(held_out=held_out)
+    new = self._labelled(keys[:2], training, pairs)
     return start._replace(
       buffer=preferences.push(start.buffer, new),
-      held=held,
+      held_out=held_out,
       labels=start.labels + pairs,
     )
 
   def warm_up(self, start: Start, key: Any) -> Start:
-    """Steps of the reward model on the pairs at the start."""
+    """Trains the reward model on the pairs at the start."""
     model = self._settings.reward
     adam = optax.adam(model.rate)
 
@@ -218,18 +220,18 @@ class Learner:
     return start._replace(upper=jax.lax.scan(body, carry, keys)[0][0])
 
   def _relabelled(self, x, rollout):
-    if not self._method.model:
+    if not self._method.learned_reward:
       return rollout
-    rewards = preferences.rewards_of(
+    rewards = preferences.model_rewards(
       self._reward, x, rollout.observations, rollout.actions
     )
     return rollout._replace(rewards=rewards)
 
   def _suboptimality(self, scaled, entropies):
-    if not self._method.second:
+    if not self._method.second_policy:
       return jnp.zeros([])
     returns = {
-      n: r.rewards.mean() + self._settings.tau * entropies[n]
+      n: r.rewards.mean() + self._settings.weights.tau * entropies[n]
       for n, r in scaled.items()
     }
     return (returns['value'] - returns['lower']) / (1 - self._settings.discount)
@@ -239,17 +241,17 @@ class Learner:
     pair = preferences.draw(
       keys[0], rollout, (count, 2), pairs.fragment, self._dtype
     )
-    heat = pairs.temperature if self._method.sense else jnp.inf
-    return preferences.label(keys[1], pair, heat)
+    temperature = pairs.temperature if self._method.true_labels else jnp.inf
+    return preferences.label(keys[1], pair, temperature)
 
-  def _with_held(self, held, key, rollout):
-    most = self._settings.preferences.held_out
-    count = min(max(self._pairs, 1), most)
+  def _add_held_out(self, held_out, key, rollout):
+    capacity = self._settings.preferences.held_out
+    count = min(max(self._pairs, 1), capacity)
     new = self._labelled(jax.random.split(key), rollout, count)
-    return preferences.push(held, new, preferences.untied(new))
+    return preferences.push(held_out, new, preferences.untied(new))
 
   def _in_parts(self, rollout):
-    """Observations and actions, another part for each step of the model."""
+    """Splits observations and actions into one part per reward-model step."""
     steps = self._settings.reward.steps
     size = rollout.rewards.size // steps
 
@@ -261,10 +263,10 @@ class Learner:
 
 
 def _split(rollout):
-  """The first environments, and a quarter that is held out."""
+  """Splits off the last quarter of the environments."""
   count = rollout.rewards.shape[1]
-  learnt = count - max(1, count // 4)
+  training = count - max(1, count // 4)
   return (
-    jax.tree.map(lambda x: x[:, :learnt], rollout),
-    jax.tree.map(lambda x: x[:, learnt:], rollout),
+    jax.tree.map(lambda x: x[:, :training], rollout),
+    jax.tree.map(lambda x: x[:, training:], rollout),
   )

@@ -1,4 +1,4 @@
-"""Random Markov games of two players, and penalties that rise."""
+"""Random Markov games of two players, and schedules of penalties."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import bilevel_jax as bj
 from experiments import harness
 
-NEAR = 1e-2  # Of the gap at the start: the players are at their optimum.
+NEAR = 1e-2  # Largest gap at an optimum, as a fraction of the initial gap.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Game:
 
   Attributes:
     states: number of states.
-    actions: numbers of actions of the two players, the leader first.
-    discount: discount of rewards.
-    temperature: tau, the weight of the entropy of those below the leader.
+    actions: numbers of actions of both players, the leader first.
+    discount: of rewards.
+    temperature: tau, weight of the entropy of the lower-level players.
   """
 
   states: int = 100
@@ -34,7 +34,7 @@ class Game:
 def draw_games(
   sizes: Game, seeds: Sequence[int], **more: Any
 ) -> bj.rl.MarkovGame:
-  """A random game for each seed, leaves with a leading axis of seeds."""
+  """Draws a random game per seed; leaves have a leading axis of seeds."""
   games = [
     bj.rl.random_game(
       seed,
@@ -49,10 +49,10 @@ def draw_games(
 
 
 def rising(first: float, last: float, steps: int):
-  """A penalty that rises geometrically, over four fifths of the steps."""
+  """Makes a penalty that rises geometrically over 80 % of the steps."""
 
   def schedule(count):
-    share = jnp.minimum(1.0, count / (0.8 * steps))
-    return first * (last / first) ** share
+    progress = jnp.minimum(1.0, count / (0.8 * steps))
+    return first * (last / first) ** progress
 
   return schedule

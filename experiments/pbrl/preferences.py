@@ -1,9 +1,7 @@
-"""Preferences between fragments of trajectories: drawn, labelled, modelled.
+"""Preferences between fragments of trajectories, and their model.
 
-A fragment is so many steps of one environment. Where an episode terminates
-within it, the steps after that are masked. None holds a step at which a time
-limit cut the episode: what follows there is another episode, and the cut says
-nothing about what came before.
+A fragment has a fixed number of steps of one environment. Steps after a
+termination are masked. Fragments with a truncation are not used.
 """
 
 from collections.abc import Callable
@@ -22,10 +20,9 @@ class Fragments(NamedTuple):
 
   Attributes:
     observations: (..., steps, *shape).
-    actions: (..., steps), whole numbers.
-    mask: which steps count, bool (..., steps): none where there was no fragment
-      without a time limit in it.
-    returns: sums of the true rewards over them, (...,).
+    actions: integers (..., steps).
+    mask: which steps count, bool (..., steps); none for an empty fragment.
+    returns: sums of the true rewards, (...,).
   """
 
   observations: chex.Array
@@ -38,9 +35,9 @@ class Pairs(NamedTuple):
   """Pairs of fragments with labels.
 
   Attributes:
-    first: fragments.
-    second: likewise.
-    labels: 1 where the second is preferred, 0 where the first is, 0.5 where
+    first: first fragments.
+    second: second fragments.
+    labels: 1 if the second one is preferred, 0 if the first one is, 0.5 for
       neither; float32.
   """
 
@@ -50,11 +47,11 @@ class Pairs(NamedTuple):
 
 
 class Buffer(NamedTuple):
-  """The last pairs, in a ring.
+  """Ring buffer of the last pairs.
 
   Attributes:
     pairs: (capacity, ...).
-    count: pairs so far, int32.
+    count: number of pairs so far, int32.
   """
 
   pairs: Pairs
@@ -64,25 +61,24 @@ class Buffer(NamedTuple):
 def cut(
   rollout: bj.rl.Rollout, length: int
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """What each fragment of a rollout would hold.
+  """Cuts a rollout into all its fragments.
 
   Args:
     rollout: (steps, environments).
     length: of a fragment.
 
   Returns:
-    Whether a fragment may begin there, bool (starts, environments); which of
-    its steps count, bool (starts, length, environments); and the sums of their
-    rewards, (starts, environments).
+    Valid starts, bool (starts, environments); steps that count, bool (starts,
+    length, environments); and sums of their rewards, (starts, environments).
   """
   starts = len(rollout.rewards) - length + 1
   at = jnp.arange(starts)[:, None] + jnp.arange(length)
   ends = rollout.terminated[at].astype(jnp.int32)
   mask = jnp.cumsum(ends, axis=1) - ends == 0
   cuts = rollout.truncated & ~rollout.terminated
-  allowed = ~jnp.any(cuts[at] & mask, axis=1)
+  valid = ~jnp.any(cuts[at] & mask, axis=1)
   sums = jnp.sum(jnp.where(mask, rollout.rewards[at], 0), axis=1)
-  return allowed, mask, sums.astype(jnp.float32)
+  return valid, mask, sums.astype(jnp.float32)
 
 
 def draw(
@@ -92,37 +88,38 @@ def draw(
   length: int,
   dtype: Any = None,
 ) -> Fragments:
-  """Draws fragments of a rollout, each that may be as likely as any other.
+  """Draws fragments of a rollout uniformly.
 
   Args:
     key: of the draw.
     rollout: (steps, environments), with the true rewards.
-    shape: leading axes of what is drawn.
+    shape: leading axes of the result.
     length: of a fragment.
-    dtype: that observations are kept in.
+    dtype: of the observations; None for that of the rollout.
 
   Returns:
-    `Fragments`.
+    `Fragments`, empty if the rollout has no valid ones.
   """
-  allowed, mask, sums = cut(rollout, length)
-  logits = jnp.where(allowed, 0.0, -jnp.inf).ravel()
-  some = allowed.any()
-  index = jax.random.categorical(key, jnp.where(some, logits, 0.0), shape=shape)
-  start, one = jnp.unravel_index(index, allowed.shape)
-  at, of = start[..., None] + jnp.arange(length), one[..., None]
-  observations = rollout.observations[at, of]
+  valid, mask, sums = cut(rollout, length)
+  logits = jnp.where(valid, 0.0, -jnp.inf).ravel()
+  nonempty = valid.any()
+  logits = jnp.where(nonempty, logits, 0.0)
+  index = jax.random.categorical(key, logits, shape=shape)
+  start, env = jnp.unravel_index(index, valid.shape)
+  at = start[..., None] + jnp.arange(length), env[..., None]
+  observations = rollout.observations[at]
   return Fragments(
     observations if dtype is None else observations.astype(dtype),
-    rollout.actions[at, of],
-    mask[start, :, one] & some,
-    jnp.where(some, sums[start, one], 0.0),
+    rollout.actions[at],
+    mask[start, :, env] & nonempty,
+    jnp.where(nonempty, sums[start, env], 0.0),
   )
 
 
 def label(
   key: chex.PRNGKey, pair: Fragments, temperature: chex.Numeric
 ) -> Pairs:
-  r"""Labels pairs as a person would who is noisily rational.
+  r"""Labels pairs by a Boltzmann model of preferences.
 
   .. math::
     P(\text{second preferred}) = \sigma((R_2 - R_1) / \text{temperature})
@@ -130,7 +127,7 @@ def label(
   Args:
     key: of the labels.
     pair: fragments (pairs, 2, ...).
-    temperature: in units of reward; infinite for labels without sense.
+    temperature: in units of reward; infinite for random labels.
 
   Returns:
     `Pairs`.
@@ -146,13 +143,13 @@ def untied(pairs: Pairs) -> chex.Array:
   return pairs.first.returns != pairs.second.returns
 
 
-def rewards_of(
+def model_rewards(
   reward: Callable[[Any, Any], chex.Array],
   weights: Any,
   observations: chex.Array,
   actions: chex.Array,
 ) -> chex.Array:
-  """A model's rewards of observations and actions, both with leading axes.
+  """Rewards by a model for observations and actions.
 
   Args:
     reward: (weights, observation) -> a reward for each action.
@@ -165,30 +162,30 @@ def rewards_of(
   """
   lead = actions.shape
   flat = observations.reshape(-1, *observations.shape[len(lead) :])
-  found = jax.vmap(reward, (None, 0))(weights, flat)
-  one = jnp.take_along_axis(found, actions.reshape(-1, 1), axis=1)
-  return one.reshape(lead)
+  rewards = jax.vmap(reward, (None, 0))(weights, flat)
+  chosen = jnp.take_along_axis(rewards, actions.reshape(-1, 1), axis=1)
+  return chosen.reshape(lead)
 
 
 def margins(reward: Any, weights: Any, pairs: Pairs) -> chex.Array:
-  """How much more reward a model gives the second fragments, (...,)."""
+  """Model rewards of second fragments less those of first ones, (...,)."""
 
   def total(one):
-    found = rewards_of(reward, weights, one.observations, one.actions)
-    return jnp.sum(jnp.where(one.mask, found, 0), axis=-1)
+    rewards = model_rewards(reward, weights, one.observations, one.actions)
+    return jnp.sum(jnp.where(one.mask, rewards, 0), axis=-1)
 
   return total(pairs.second) - total(pairs.first)
 
 
 def bradley_terry(margin: chex.Array, labels: chex.Array) -> chex.Array:
-  r"""The cross-entropy of labels, of each pair.
+  r"""Cross-entropy of labels, per pair.
 
   .. math::
     - \mu \log \sigma(m) - (1 - \mu) \log \sigma(- m)
 
   Args:
-    margin: m, by which the second is ahead.
-    labels: :math:`\mu`, the share of votes for the second.
+    margin: m, the reward of the second fragment less that of the first.
+    labels: :math:`\mu`, the fraction of votes for the second.
 
   Returns:
     Losses, of the shape of the labels.
@@ -196,21 +193,21 @@ def bradley_terry(margin: chex.Array, labels: chex.Array) -> chex.Array:
   return optax.losses.sigmoid_binary_cross_entropy(margin, labels)
 
 
-def accuracy(reward: Any, weights: Any, held: Buffer) -> chex.Array:
-  """The share of pairs that a model orders as the true rewards do.
+def accuracy(reward: Any, weights: Any, held_out: Buffer) -> chex.Array:
+  """Fraction of pairs that a model orders like the true rewards.
 
   Args:
-    reward: as in `rewards_of`.
+    reward: as in `model_rewards`.
     weights: of the model.
-    held: pairs without ties.
+    held_out: pairs without ties.
 
   Returns:
-    A share; NaN of no pairs. Equal rewards count as wrong.
+    A fraction; NaN without pairs. Equal model rewards count as wrong.
   """
-  pairs = held.pairs
+  pairs = held_out.pairs
   true = pairs.second.returns - pairs.first.returns
   right = margins(reward, weights, pairs) * true > 0
-  known = jnp.arange(len(true)) < held.count
+  known = jnp.arange(len(true)) < held_out.count
   count = jnp.sum(known)
   return jnp.where(
     count > 0, jnp.sum(right & known) / jnp.maximum(count, 1), jnp.nan
@@ -220,19 +217,19 @@ def accuracy(reward: Any, weights: Any, held: Buffer) -> chex.Array:
 def empty(
   capacity: int, length: int, shape: tuple[int, ...], dtype: Any
 ) -> Buffer:
-  """A buffer without pairs.
+  """Makes an empty buffer.
 
   Args:
-    capacity: how many pairs it holds.
+    capacity: maximum number of pairs.
     length: of a fragment.
     shape: of an observation.
-    dtype: of what is kept of it.
+    dtype: of the observations.
 
   Returns:
     A `Buffer`.
   """
 
-  def fragments():  # Each an array of its own, that may be donated.
+  def fragments():  # Separate arrays, so that they can be donated.
     return Fragments(
       jnp.zeros((capacity, length, *shape), dtype),
       jnp.zeros((capacity, length), jnp.int32),
@@ -245,15 +242,15 @@ def empty(
 
 
 def push(buffer: Buffer, pairs: Pairs, keep: Any = None) -> Buffer:
-  """Adds pairs in place of the oldest, all or those that are to be kept.
+  """Adds pairs, which replace the oldest ones.
 
   Args:
-    buffer: with room for as many.
+    buffer: whose capacity is at least the number of pairs.
     pairs: (pairs, ...).
-    keep: bool (pairs,), or None for all.
+    keep: which pairs are added, bool (pairs,); None for all.
 
   Returns:
-    A new `Buffer`.
+    The new `Buffer`.
   """
   capacity = len(buffer.pairs.labels)
   if keep is None:
@@ -267,7 +264,7 @@ def push(buffer: Buffer, pairs: Pairs, keep: Any = None) -> Buffer:
 
 
 def sample(key: chex.PRNGKey, buffer: Buffer, shape: tuple[int, ...]) -> Pairs:
-  """Draws pairs of a buffer, with replacement."""
+  """Draws pairs from a buffer, with replacement."""
   capacity = len(buffer.pairs.labels)
   known = jnp.clip(buffer.count, 1, capacity)
   index = jax.random.randint(key, shape, 0, known)

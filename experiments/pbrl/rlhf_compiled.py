@@ -1,4 +1,4 @@
-"""RLHF where environments are compiled: all seeds of a method, one program."""
+"""RLHF in compiled environments: one program for all seeds of a method."""
 
 import functools
 import pathlib
@@ -20,13 +20,13 @@ from experiments.rl import environments, networks
 
 
 class Parts(NamedTuple):
-  """What a method is made of.
+  """Learner and networks of a method.
 
   Attributes:
     learner: the method.
-    agent: networks of a policy and of its value.
-    reward: network of the reward model: a reward for each action. The control
-      of a constant reward has a network's weights, and ignores them.
+    agent: networks of a policy and its value.
+    reward: network of the reward model, with a reward per action. The control
+      with a constant reward ignores its weights.
   """
 
   learner: learner_lib.Learner
@@ -34,17 +34,17 @@ class Parts(NamedTuple):
   reward: harness.Network
 
 
-def parts_of(settings: Settings, name: str, rate: Any = 0.0) -> Parts:
-  """Makes a method from settings that are resolved.
+def make_parts(settings: Settings, name: str, rate: Any = 0.0) -> Parts:
+  """Makes a method from resolved settings.
 
   Args:
     settings: of the run.
     name: of the method.
-    rate: of its actors.
+    rate: step size of its actors.
   """
-  method, env = METHODS[name], rlhf_settings.played(settings)
+  method, env = METHODS[name], rlhf_settings.environment_spec(settings)
   agent = networks.agent(env.shape, env.actions)
-  # The action picks the output: a network of observation and action.
+  # One output per action.
   body = networks.body(env.shape)
   if env.kind == 'cells':
     body['hidden'] = (32,)
@@ -59,10 +59,10 @@ def parts_of(settings: Settings, name: str, rate: Any = 0.0) -> Parts:
 
 
 def file_buffer(settings: Settings) -> preferences.Buffer | None:
-  """The pairs of the file of labels, the last that fit; None without one."""
+  """Reads the last pairs of the file of labels; None without a file."""
   if not settings.labels:
     return None
-  env = rlhf_settings.played(settings)
+  env = rlhf_settings.environment_spec(settings)
   pairs = labels.read(
     settings.labels,
     shape=env.shape,
@@ -70,15 +70,15 @@ def file_buffer(settings: Settings) -> preferences.Buffer | None:
     length=settings.preferences.fragment,
     dtype=env.dtype,
   )
-  room = settings.preferences.buffer
-  last = jax.tree.map(lambda x: jnp.asarray(x[-room:]), pairs)
+  capacity = settings.preferences.buffer
+  last = jax.tree.map(lambda x: jnp.asarray(x[-capacity:]), pairs)
   return preferences.Buffer(last, jnp.int32(len(last.labels)))
 
 
-def collector_of(
+def make_collector(
   settings: Settings, agent: networks.Agent, count: int
 ) -> bj.rl.Collector:
-  """Steps environments under the policy of an actor and its critic."""
+  """Makes a collector of rollouts under the policy of an agent."""
   known = environments.make(settings.env, discrete=True)
 
   def act(at, key, observations):
@@ -94,36 +94,36 @@ def collector_of(
   )
 
 
-def keys_of(seed_key: jax.Array) -> list[jax.Array]:
-  """Keys of the first policy, of the reward model, of the start, of the run."""
+def split_key(seed_key: jax.Array) -> list[jax.Array]:
+  """Keys of the first policy, the reward model, the start and the run."""
   return list(jax.random.split(seed_key, 4))
 
 
-def start_of(
+def make_start(
   settings: Settings,
-  sense: bool,
+  true_labels: bool,
   seed: jax.Array,
-  given: preferences.Buffer | None,
+  labelled: preferences.Buffer | None,
 ) -> learner_lib.Start:
-  """Pairs of the first policy, and a reward model that has seen them.
+  """Collects pairs of the first policy and warms up the reward model.
 
   Args:
     settings: of the run, resolved.
-    sense: whether labels are of the true rewards.
-    seed: a seed.
-    given: labelled pairs, or None to make labels.
+    true_labels: whether labels follow the true rewards.
+    seed: the seed.
+    labelled: labelled pairs from a file, or None for synthetic labels.
 
   Returns:
     A `learner_lib.Start`.
   """
-  name = 'drlhf' if sense else 'control/random_labels'
-  learner, agent, reward = parts_of(settings, name)
-  keys = keys_of(jax.random.key(seed))
+  name = 'drlhf' if true_labels else 'control/random_labels'
+  learner, agent, reward = make_parts(settings, name)
+  keys = split_key(jax.random.key(seed))
   count = settings.rollouts.environments // 2
-  collector = collector_of(settings, agent, count)
+  collector = make_collector(settings, agent, count)
   policy = agent.init(keys[0])
-  shape = rlhf_settings.played(settings).shape
-  start = learner.nothing(reward.init(keys[1]), shape)
+  shape = rlhf_settings.environment_spec(settings).shape
+  start = learner.empty_start(reward.init(keys[1]), shape)
   one, two, three = jax.random.split(keys[2], 3)
 
   def body(carry, key):
@@ -131,11 +131,11 @@ def start_of(
     rollout, state = collector.collect(policy, state)
     return (learner.add(start, key, rollout), state), None
 
-  epochs = rlhf_settings.start_epochs_of(settings)
+  epochs = rlhf_settings.count_start_epochs(settings)
   carry = (start, collector.init(one))
   (start, _), _ = jax.lax.scan(body, carry, jax.random.split(two, epochs))
-  if given is not None:
-    start = start._replace(buffer=given, labels=given.count)
+  if labelled is not None:
+    start = start._replace(buffer=labelled, labels=labelled.count)
   return learner.warm_up(start, three)
 
 
@@ -143,9 +143,9 @@ class State(NamedTuple):
   """State of a run.
 
   Attributes:
-    learner: of the method.
+    learner: state of the learner.
     first: environments of the policy.
-    second: environments of the second one; () without.
+    second: environments of the second policy; () without one.
   """
 
   learner: learner_lib.State
@@ -156,31 +156,31 @@ class State(NamedTuple):
 def make_solver(
   settings: Settings, name: str, context: harness.Context
 ) -> optax.GradientTransformationExtraArgs:
-  """A method whose environments are in its state; an update is an epoch."""
+  """Makes a solver whose updates are reward epochs in its environments."""
   method, updates = METHODS[name], settings.rollouts.updates
-  learner, agent, _ = parts_of(settings, name, context.hyper['rate'])
-  count = settings.rollouts.environments // (2 if method.second else 1)
-  collector = collector_of(settings, agent, count)
+  learner, agent, _ = make_parts(settings, name, context.hyper['rate'])
+  count = settings.rollouts.environments // (2 if method.second_policy else 1)
+  collector = make_collector(settings, agent, count)
 
   def init_fn(params):
-    one, two, three = jax.random.split(keys_of(context.seed_key)[3], 3)
+    one, two, three = jax.random.split(split_key(context.seed_key)[3], 3)
     copies = jax.tree.map(lambda x: jnp.array(x, copy=True), context.own)
     return State(
       learner.init(params, three, copies),
       collector.init(one),
-      collector.init(two) if method.second else (),
+      collector.init(two) if method.second_policy else (),
     )
 
   def collect(params, state):
     rollout, first = collector.collect(params.lower, state.first)
     rollouts, second = {'lower': rollout}, ()
-    if method.second:
+    if method.second_policy:
       rollouts['value'], second = collector.collect(
-        learner.second(state.learner), state.second
+        learner.second_policy(state.learner), state.second
       )
     return rollouts, state._replace(first=first, second=second)
 
-  def update_of(carry, reward_epoch):
+  def update_once(carry, reward_epoch):
     params, state = carry
     rollouts, state = collect(params, state)
     params, after = learner.step(
@@ -193,28 +193,30 @@ def make_solver(
     carry = (params, state)
     if updates > 1:
       carry, _ = jax.lax.scan(
-        lambda carry, _: (update_of(carry, False), None),
+        lambda carry, _: (update_once(carry, False), None),
         carry,
         length=updates - 1,
       )
-    after, state = update_of(carry, True)
+    after, state = update_once(carry, True)
     return jax.tree.map(jnp.subtract, after, params), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def measure(settings, name, context, params, state):
-  """The policy's return, and how the reward model orders what is held out."""
+  """Measures returns, and the reward model's accuracy on held-out pairs."""
   del context
   mean = lambda one: bj.rl.mean_return(one.episodes, rlhf_settings.EPISODES)
-  known = {'return': mean(state.first)}
-  if METHODS[name].model:
-    known['accuracy'] = preferences.accuracy(
-      parts_of(settings, name).reward.apply, params.upper, state.learner.held
+  measures = {'return': mean(state.first)}
+  if METHODS[name].learned_reward:
+    measures['accuracy'] = preferences.accuracy(
+      make_parts(settings, name).reward.apply,
+      params.upper,
+      state.learner.held_out,
     )
-  if METHODS[name].second:
-    known['second_return'] = mean(state.second)
-  return known
+  if METHODS[name].second_policy:
+    measures['second_return'] = mean(state.second)
+  return measures
 
 
 def run(
@@ -234,26 +236,26 @@ def run(
 
 
 class Suite:
-  """Trains methods; what they start from is made once for those that share it.
+  """Trains methods, which share their starts.
 
   Args:
     settings: of the run, resolved.
   """
 
   def __init__(self, settings: Settings):
-    """Reads the file of labels, if there is one."""
+    """Reads the file of labels, if any."""
     self._settings = settings
-    self._given = file_buffer(settings)
+    self._labelled = file_buffer(settings)
     self._starts: dict[Any, Any] = {}
 
   def train(self, job: comparison.Job) -> harness.Trained:
     """Runs one job of a comparison."""
     settings, name = self._settings, job.method
-    epochs = rlhf_settings.epochs_of(settings)
+    epochs = rlhf_settings.count_epochs(settings)
 
     def init(context):
-      agent = parts_of(settings, name).agent
-      policy = agent.init(keys_of(context.seed_key)[0])
+      agent = make_parts(settings, name).agent
+      policy = agent.init(split_key(context.seed_key)[0])
       upper = jax.tree.map(lambda x: jnp.array(x, copy=True), context.own.upper)
       return bj.BilevelParams(upper, policy)
 
@@ -270,40 +272,44 @@ class Suite:
 
   def _start(self, name, seeds, workdir):
     method = METHODS[name]
-    kind = (method.sense, seeds)
+    kind = (method.true_labels, seeds)
     if kind not in self._starts:
-      self._starts[kind] = self._made(*kind, workdir)
+      self._starts[kind] = self._load_or_make(*kind, workdir)
     start = self._starts[kind]
-    if method.model:
+    if method.learned_reward:
       return start
-    # The true rewards need no pairs: one in their place.
+    # The true rewards need no pairs: buffers of size 1 save memory.
     first = lambda ring: jax.tree.map(lambda x: x[:, :1], ring)
     return start._replace(
       buffer=start.buffer._replace(pairs=first(start.buffer.pairs)),
-      held=start.held._replace(pairs=first(start.held.pairs)),
+      held_out=start.held_out._replace(pairs=first(start.held_out.pairs)),
       labels=jnp.zeros_like(start.labels),
     )
 
-  def _made(self, sense, seeds, workdir):
-    """What methods start from, read where a run that was killed has made it."""
+  def _load_or_make(self, true_labels, seeds, workdir):
+    """Reads the starts that a killed run has saved, or makes them."""
     settings = self._settings
     make = jax.jit(
-      jax.vmap(lambda seed: start_of(settings, sense, seed, self._given))
+      jax.vmap(
+        lambda seed: make_start(settings, true_labels, seed, self._labelled)
+      )
     )
     numbers = jnp.asarray(seeds, jnp.uint32)
     if workdir is None:
       return make(numbers)
-    labels = 'true' if sense else 'random'
+    labels = 'true' if true_labels else 'random'
     tag = zlib.crc32(repr(seeds).encode())
     folder = pathlib.Path(workdir) / 'starts' / f'{labels}-{tag:08x}'
-    kept = harness.settings_of(settings, 'methods', 'rates', 'sizes', 'frames')
+    identity = harness.settings_of(
+      settings, 'methods', 'rates', 'sizes', 'frames'
+    )
     files.make_folder(folder)
-    checkpoints.check_settings(folder / 'settings.json', kept)
+    checkpoints.check_settings(folder / 'settings.json', identity)
     saved = checkpoints.Checkpoints(folder / 'checkpoints')
     try:
-      found = saved.restore(jax.eval_shape(make, numbers))
-      if found is not None:
-        return found.tree
+      restored = saved.restore(jax.eval_shape(make, numbers))
+      if restored is not None:
+        return restored.tree
       start = make(numbers)
       saved.save(0, start, {})
       return start

@@ -1,9 +1,8 @@
-"""RLHF where environments are stepped in Python: the games of the Atari.
+"""RLHF in environments that Python steps: the games of the Atari.
 
-The learner is that of the compiled suite; here rollouts come from games that
-are stepped one after another, and seeds run one after another too. A run goes
-on after a kill from its parameters, optimisers, pairs and scores; episodes that
-were under way begin anew.
+The learner is that of the compiled suite. Games and seeds run one after
+another. After a kill a run resumes from its parameters, optimisers, pairs and
+scores; current episodes begin again.
 """
 
 import pathlib
@@ -25,11 +24,11 @@ from experiments.rl import games, stepped
 
 
 class Pool:
-  """Games side by side, whose episodes go on from rollout to rollout.
+  """Games whose episodes continue from rollout to rollout.
 
   Args:
     make: from an index to a game.
-    count: of games.
+    count: number of games.
     act: compiled, (actor, observations, key, step) -> actions.
     key: of actions.
   """
@@ -44,34 +43,36 @@ class Pool:
     """Begins the episodes."""
     self._games = [make(i) for i in range(count)]
     self._act, self._key, self._step = act, key, 0
-    self._seen = [game.reset() for game in self._games]
+    self._observations = [game.reset() for game in self._games]
     self._scores = [0.0] * count
 
   def collect(
     self, actor: Any, steps: int
   ) -> tuple[bj.rl.Rollout, list[float]]:
-    """A rollout (steps, games) with true rewards, and scores of what ended."""
+    """Collects a rollout (steps, games), and scores of finished episodes."""
     rows, ended = [], []
     for _ in range(steps):
       actions = np.asarray(
-        self._act(actor, np.stack(self._seen), self._key, np.int32(self._step))
+        self._act(
+          actor, np.stack(self._observations), self._key, np.int32(self._step)
+        )
       )
       self._step += 1
       row = []
       for i, game in enumerate(self._games):
         after = game.step(int(actions[i]))
-        row.append(games.transition(self._seen[i], actions[i], after))
+        row.append(games.transition(self._observations[i], actions[i], after))
         self._scores[i] += after.score
-        self._seen[i] = after.observation
+        self._observations[i] = after.observation
         if after.terminated or after.truncated:
           ended.append(self._scores[i])
-          self._seen[i], self._scores[i] = game.reset(), 0.0
+          self._observations[i], self._scores[i] = game.reset(), 0.0
       rows.append(row)
     return games.as_rollout(rows), ended
 
 
 class Run:
-  """A method, compiled once for all its seeds.
+  """A method, compiled once for all seeds.
 
   Args:
     settings: of the run, resolved.
@@ -79,12 +80,12 @@ class Run:
   """
 
   def __init__(self, settings: Settings, name: str):
-    """Compiles nothing yet."""
+    """Makes the functions that the first call compiles."""
     self.settings, self.name = settings, name
     self.method = rlhf_settings.METHODS[name]
-    parts = rlhf_compiled.parts_of(settings, name, settings.rates[0])
+    parts = rlhf_compiled.make_parts(settings, name, settings.rates[0])
     self.parts, self.learner = parts, parts.learner
-    self._given = rlhf_compiled.file_buffer(settings)
+    self._labelled = rlhf_compiled.file_buffer(settings)
 
     def act(at, observations, key, step):
       logits = jax.vmap(parts.agent.policy, (None, 0))(at.actor, observations)
@@ -97,32 +98,34 @@ class Run:
       self.learner.step, static_argnames='reward_epoch', donate_argnums=(0, 1)
     )
     self._accuracy = jax.jit(
-      lambda upper, held: preferences.accuracy(parts.reward.apply, upper, held)
+      lambda upper, held_out: preferences.accuracy(
+        parts.reward.apply, upper, held_out
+      )
     )
 
-  def pool(self, seed: int, of: int, count: int, since: int) -> Pool:
-    """Games of a seed; other ones for each part of a run, and each policy."""
+  def pool(self, seed: int, role: int, count: int, epoch: int) -> Pool:
+    """Makes the games of a seed for a policy, from an epoch on."""
 
     def make(i):
-      rng = np.random.default_rng((seed, of, i, since))
+      rng = np.random.default_rng((seed, role, i, epoch))
       return games.make(str(self.settings.env), rng)
 
-    key = jax.random.fold_in(jax.random.key(seed), 1_000 + of)
-    return Pool(make, count, self._act, jax.random.fold_in(key, since))
+    key = jax.random.fold_in(jax.random.key(seed), 1_000 + role)
+    return Pool(make, count, self._act, jax.random.fold_in(key, epoch))
 
   def first(self, seed: int) -> tuple[bj.BilevelParams, learner_lib.State]:
-    """Parameters and state before the policy learns."""
+    """Makes parameters and state before the policy learns."""
     settings = self.settings
-    keys, policy, start = self._nothing(seed)
-    if self.method.model:
+    keys, policy, start = self._empty_start(seed)
+    if self.method.learned_reward:
       pool = self.pool(seed, 2, settings.rollouts.environments // 2, 0)
-      for i in range(rlhf_settings.start_epochs_of(settings)):
+      for i in range(rlhf_settings.count_start_epochs(settings)):
         rollout, _ = pool.collect(policy, settings.rollouts.steps)
         start = self._add(start, jax.random.fold_in(keys[2], i), rollout)
-      if self._given is not None:
+      if self._labelled is not None:
         start = start._replace(
-          buffer=jax.tree.map(jnp.copy, self._given),
-          labels=jnp.copy(self._given.count),
+          buffer=jax.tree.map(jnp.copy, self._labelled),
+          labels=jnp.copy(self._labelled.count),
         )
       start = self._warm_up(start, keys[3])
     params = bj.BilevelParams(start.upper, policy)
@@ -131,20 +134,20 @@ class Run:
   def train(
     self, options: harness.Options, seed: int
   ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-    """Trains a seed, and resumes it if it was killed.
+    """Trains a seed, or resumes it after a kill.
 
     Args:
-      options: what the flags say.
+      options: of the binary.
       seed: the seed.
 
     Returns:
       The params, the epochs of the records, and metrics by name, (records, 1).
 
     Raises:
-      AllStoppedError: if losses are no longer finite.
-      SystemExit: after a SIGTERM, with what is learnt saved.
+      AllStoppedError: if losses become non-finite.
+      SystemExit: after a SIGTERM, with a checkpoint saved.
     """
-    settings, epochs = self.settings, rlhf_settings.epochs_of(self.settings)
+    settings, epochs = self.settings, rlhf_settings.count_epochs(self.settings)
     with stepped.opened(
       pathlib.Path(options.workdir) / self.name / f'seed_{seed}',
       harness.settings_of(settings, 'methods', 'sizes'),
@@ -173,59 +176,60 @@ class Run:
       return params, *session.records.history()
 
   def _pools(self, seed, epoch):
-    """Games of the policy, and of the second one."""
-    who = ('lower', 'value') if self.method.second else ('lower',)
-    count = self.settings.rollouts.environments // len(who)
-    return {w: self.pool(seed, i, count, epoch) for i, w in enumerate(who)}
+    """Games of each policy, by sequence."""
+    names = ('lower', 'value') if self.method.second_policy else ('lower',)
+    count = self.settings.rollouts.environments // len(names)
+    return {n: self.pool(seed, i, count, epoch) for i, n in enumerate(names)}
 
   def _epoch(self, params, state, pools, scores):
-    """Updates of the policies, the last with a reward epoch behind it."""
+    """Updates the policies; the last update is followed by a reward epoch."""
     rollouts = self.settings.rollouts
     for left in reversed(range(rollouts.updates)):
       collected = {}
-      for who, pool in pools.items():
-        actor = params.lower if who == 'lower' else self.learner.second(state)
-        collected[who], ended = pool.collect(actor, rollouts.steps)
-        scores[who] = [*scores[who], *ended][-rlhf_settings.EPISODES :]
+      for name, pool in pools.items():
+        actor = params.lower
+        if name == 'value':
+          actor = self.learner.second_policy(state)
+        collected[name], ended = pool.collect(actor, rollouts.steps)
+        scores[name] = [*scores[name], *ended][-rlhf_settings.EPISODES :]
       params, state = self._step(
         params, state, collected, reward_epoch=not left
       )
     return params, state
 
-  def _nothing(self, seed):
-    """Keys, a policy, and a start without pairs."""
-    keys = rlhf_compiled.keys_of(jax.random.key(seed))
-    shape = rlhf_settings.played(self.settings).shape
-    start = self.learner.nothing(self.parts.reward.init(keys[1]), shape)
+  def _empty_start(self, seed):
+    """Makes keys, a policy, and a start without pairs."""
+    keys = rlhf_compiled.split_key(jax.random.key(seed))
+    shape = rlhf_settings.environment_spec(self.settings).shape
+    start = self.learner.empty_start(self.parts.reward.init(keys[1]), shape)
     return keys, self.parts.agent.init(keys[0]), start
 
   def _shapes(self, seed):
-    """What a checkpoint holds, without a game."""
-    keys, policy, start = self._nothing(seed)
+    """The tree of a checkpoint; needs no games."""
+    keys, policy, start = self._empty_start(seed)
     params = bj.BilevelParams(start.upper, policy)
     return params, self.learner.init(params, keys[3], start)
 
   def _record(self, params, state, scores):
-    mean = lambda of: np.array([np.mean(of or np.nan)])
+    mean = lambda values: np.array([np.mean(values or np.nan)])
     losses = {
       f'loss/{n}': np.asarray(x)[None] for n, x in bj.values(state).items()
     }
     if not np.isfinite(list(losses.values())).all():
       raise harness.AllStoppedError(
-        f'{self.name}: the losses became non-finite; the likely mend is a '
-        'smaller --rates.'
+        f'{self.name}: the losses became non-finite: take smaller --rates.'
       )
-    known = losses | {
+    measures = losses | {
       'return': mean(scores['lower']),
       'episodes': np.array([len(scores['lower'])]),
       **{f'count/{n}': np.array([x]) for n, x in bj.counts(state).items()},
     }
-    if self.method.model:
-      found = self._accuracy(params.upper, state.held)
-      known['accuracy'] = np.asarray(found)[None]
-    if self.method.second:
-      known['second_return'] = mean(scores['value'])
-    return known
+    if self.method.learned_reward:
+      accuracy = self._accuracy(params.upper, state.held_out)
+      measures['accuracy'] = np.asarray(accuracy)[None]
+    if self.method.second_policy:
+      measures['second_return'] = mean(scores['value'])
+    return measures
 
 
 def run(

@@ -1,4 +1,4 @@
-"""What `rlhf` ends with: numbers, a plot and policies."""
+"""Report of `rlhf`: results, plots and policies."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from experiments.pbrl import rlhf_settings
 from experiments.pbrl.rlhf_settings import METHODS, Settings
 from experiments.rl import policies
 
-# Returns that count as solved.
+# Returns at which an environment counts as solved.
 TARGETS = {'CartPole-v1': 450.0, 'CartPole': 450.0}
 
 
-def labels_of(outcome: comparison.Outcome) -> np.ndarray:
-  """Labels that were used so far, (records, seeds)."""
+def used_labels(outcome: comparison.Outcome) -> np.ndarray:
+  """Numbers of labels used so far, (records, seeds)."""
   used = METHODS[outcome.method].learns_labels
   return outcome.values('count/labels') * used
 
@@ -26,11 +26,11 @@ def labels_of(outcome: comparison.Outcome) -> np.ndarray:
 def first_at(
   returns: np.ndarray, labels: np.ndarray, target: float
 ) -> np.ndarray:
-  """Labels at the first record at the target, (seeds,); NaN if never."""
-  there = returns >= target
-  first = np.argmax(there, axis=0)
-  found = np.take_along_axis(labels, first[None], axis=0)[0]
-  return np.where(there.any(axis=0), found, np.nan)
+  """Labels until the return first reaches the target, (seeds,), or NaN."""
+  reached = returns >= target
+  first = np.argmax(reached, axis=0)
+  at_first = np.take_along_axis(labels, first[None], axis=0)[0]
+  return np.where(reached.any(axis=0), at_first, np.nan)
 
 
 def report(
@@ -38,33 +38,32 @@ def report(
   settings: Settings,
   outcomes: Mapping[str, comparison.Outcome],
 ) -> harness.Report:
-  """The report of a run; keeps the policies.
+  """Makes the report of a run and saves the policies.
 
   Args:
-    options: what the flags say.
+    options: of the binary.
     settings: resolved.
     outcomes: by method.
   """
   target = TARGETS.get(str(settings.env), np.inf)
   rollout = settings.rollouts.steps * settings.rollouts.environments // 2
-  first_steps = rlhf_settings.start_epochs_of(settings) * rollout
+  first_steps = rlhf_settings.count_start_epochs(settings) * rollout
 
   def measure(outcome):
-    method, labels = METHODS[outcome.method], labels_of(outcome)
+    method, labels = METHODS[outcome.method], used_labels(outcome)
     returns = outcome.values('return')
     steps = outcome.last('count/steps/environment').max()
     values: dict[str, Any] = {
       'true_return': returns[-1],
-      # Over the records of the run.
       'area': returns.mean(axis=0),
       'labels': labels[-1].max(),
       'policy_steps': steps + first_steps * method.learns_labels,
     }
     if 'accuracy' in outcome.trained.history:
       values['accuracy'] = outcome.last('accuracy')
-    if np.isfinite(target) and method.learns_labels and method.sense:
+    if np.isfinite(target) and method.learns_labels and method.true_labels:
       values['labels_to_target'] = first_at(returns, labels, target)
-    if method.second:
+    if method.second_policy:
       gap = outcome.values('loss/suboptimality')
       late = gap[-max(1, len(gap) // 4) :]
       values['suboptimality'] = late.mean(axis=0)
@@ -73,8 +72,8 @@ def report(
 
   results = harness.Results()
   comparison.add_outcomes(results, outcomes, measure)
-  fine = {m: o for m, o in outcomes.items() if not o.failure}
-  for name, outcome in fine.items():
+  finished = {m: o for m, o in outcomes.items() if not o.failure}
+  for name, outcome in finished.items():
     policies.save_best(
       pathlib.Path(options.workdir) / policy_file(name),
       str(settings.env),
@@ -95,8 +94,8 @@ def report(
       'rate',
     ),
     titles=titles,
-    curves={titles[m]: o.values('return') for m, o in fine.items()},
-    plots={'returns.png': _draw(settings, fine)},
+    curves={titles[m]: o.values('return') for m, o in finished.items()},
+    plots={'returns.png': _draw(settings, finished)},
     more={'sizes': harness.settings_of(settings)},
   )
 
@@ -104,13 +103,13 @@ def report(
 def _draw(
   settings: Settings, outcomes: Mapping[str, comparison.Outcome]
 ) -> matplotlib.figure.Figure:
-  every = [labels_of(outcome) for outcome in outcomes.values()]
+  every = [used_labels(outcome) for outcome in outcomes.values()]
   labelled = [labels for labels in every if labels[-1].max() > 0]
   returns, accuracy = {}, {}
   for (name, outcome), labels in zip(outcomes.items(), every, strict=True):
     title = METHODS[name].title
     if not labels[-1].max() and labelled and len(labelled[0]) == len(labels):
-      # Drawn beside the others, at equal updates.
+      # Drawn at the labels of another method, for equal updates.
       labels, title = labelled[0], f'{title} (no labels)'
     returns[title] = (labels.mean(axis=1), outcome.values('return'))
     if 'accuracy' in outcome.trained.history:
@@ -118,11 +117,11 @@ def _draw(
   label = f'true return, last {rlhf_settings.EPISODES} episodes'
   panels = [harness.Panel(returns, 'labels', label, title=str(settings.env))]
   if accuracy:
-    label = 'accuracy on untied pairs, held out'
+    label = 'accuracy on held-out untied pairs'
     panels.append(harness.Panel(accuracy, 'labels', label))
   return harness.draw_panels(panels)
 
 
 def policy_file(method: str) -> str:
-  """The name of the file of a method's policy."""
+  """Name of the file of a method's policy."""
   return f'policy_{method.split("/")[-1]}.npz'

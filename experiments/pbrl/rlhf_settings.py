@@ -1,4 +1,4 @@
-"""Settings of `rlhf`, and the sizes that fit the kind of an environment."""
+"""Settings of `rlhf`, with default sizes by kind of environment."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,48 +11,48 @@ from experiments.rl import environments, games
 
 
 class Method(NamedTuple):
-  """What tells methods apart.
+  """Differences between methods.
 
   Attributes:
     title: for tables.
-    model: whether rewards are the model's, and not the true ones.
-    second: whether there is a second policy, and with it the penalty.
-    sense: whether labels are of the true rewards, and not drawn by a coin.
-    constant: whether the model is fixed and gives every step a reward of 1.
+    learned_reward: whether rewards come from the model, not the environment.
+    second_policy: whether there is a second policy, and so a penalty.
+    true_labels: whether labels follow the true rewards, or are random.
+    constant: whether the model is fixed and gives each step a reward of 1.
   """
 
   title: str
-  model: bool = True
-  second: bool = False
-  sense: bool = True
+  learned_reward: bool = True
+  second_policy: bool = False
+  true_labels: bool = True
   constant: bool = False
 
   @property
   def learns_labels(self) -> bool:
     """Whether the rewards depend on the labels."""
-    return self.model and not self.constant
+    return self.learned_reward and not self.constant
 
 
 METHODS = {
-  'oracle': Method('A2C on the true reward', model=False),
+  'oracle': Method('A2C on the true reward', learned_reward=False),
   'drlhf': Method('DRLHF'),
-  'pbrl': Method('PBRL', second=True),
-  'control/random_labels': Method('DRLHF, random labels', sense=False),
+  'pbrl': Method('PBRL', second_policy=True),
+  'control/random_labels': Method('DRLHF, random labels', true_labels=False),
   'control/constant_reward': Method('constant reward of 1', constant=True),
 }
 
 
-EPISODES = 32  # The last ones, whose mean return is recorded.
+EPISODES = 32  # Number of last episodes in the recorded mean return.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-  """How environments are stepped.
+  """Rollouts of the policies.
 
   Attributes:
-    environments: how many side by side; two policies have half of them each.
-    steps: steps of each environment for an update of the policies.
-    updates: updates of the policies in a reward epoch.
+    environments: number of parallel environments; two policies share them.
+    steps: steps of each environment per update of the policies.
+    updates: updates of the policies per reward epoch.
   """
 
   environments: int | None = None
@@ -62,15 +62,15 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True)
 class Preferences:
-  """Pairs of fragments; the numbers of the paper are Shen et al.'s, 2024.
+  """Pairs of fragments; the paper is Shen, Yang and Chen, 2024.
 
   Attributes:
     fragment: steps of a fragment.
-    pairs: new pairs in a reward epoch; 16 in the paper.
+    pairs: new pairs per reward epoch; 16 in the paper.
     start_pairs: pairs before the policy learns; 576 in the paper.
-    buffer: pairs that are kept; 3,000 in the paper.
-    held_out: untied pairs that are kept for the reward model's accuracy.
-    temperature: temperature of made labels, in units of the true reward.
+    buffer: capacity of the buffer of pairs; 3,000 in the paper.
+    held_out: untied pairs that measure the reward model's accuracy.
+    temperature: of synthetic labels, in units of the true reward.
   """
 
   fragment: int = 25
@@ -83,13 +83,13 @@ class Preferences:
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-  """How the reward model learns.
+  """Learning of the reward model.
 
   Attributes:
     warm_up: steps before the policy learns; 500 in the paper.
-    steps: steps in a reward epoch.
-    batch: pairs of a step.
-    rate: learning rate of Adam.
+    steps: steps per reward epoch.
+    batch: pairs per step.
+    rate: step size of Adam.
   """
 
   warm_up: int | None = None
@@ -99,29 +99,42 @@ class RewardModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a run; what is None, or empty, fits the environment.
-
-  What the paper does not say is ours.
+class Weights:
+  """Weights of the terms of both losses.
 
   Attributes:
-    suite: `gymnax`, compiled, or `atari`, stepped in Python.
-    env: an environment of the suite; CartPole-v1 or Seaquest.
-    sizes: the preset whose sizes stand in for what is None.
-    methods: what is compared; none for all that go with the labels.
-    labels: a file of labelled pairs to train on, in place of made labels.
-    frames: steps of all policies of a method, the start's aside; an action of
-      the Atari is one.
-    rollouts: of the policies.
-    preferences: what the reward model learns from.
-    reward: how it learns.
-    rates: learning rates of the actors' Adam, tried on seeds that are not
-      reported; they fall linearly to 0.
-    discount: discount of rewards.
     tau: weight of the policy's entropy, in units of the normalised reward.
     penalty: lambda, the weight of the penalty in the reward model.
     score: weight of the score function in the policy.
-    records: number of records of a run; the last one is at the end.
+  """
+
+  tau: float = 0.01
+  penalty: Annotated[float, harness.Allowed(0)] = 0.1
+  score: Annotated[float, harness.Allowed(0)] = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run; None or empty means the default of the environment.
+
+  Values without the word paper are ours.
+
+  Attributes:
+    suite: `gymnax`, compiled, or `atari`, stepped in Python.
+    env: name of the environment; CartPole-v1 or Seaquest by default.
+    sizes: preset of the default sizes.
+    methods: methods that are compared; empty for all that fit the labels.
+    labels: file of labelled pairs to train on, instead of synthetic labels.
+    frames: steps of all policies of a method after the start; an action in an
+      Atari game counts as one.
+    rollouts: of the policies.
+    preferences: pairs of fragments.
+    reward: learning of the reward model.
+    rates: step sizes of the actors' Adam, tried on unreported seeds; they fall
+      linearly to 0.
+    discount: of rewards.
+    weights: of the terms of the losses.
+    records: number of records of a run; the last one is at its end.
     seeds: of weights, environments, actions and labels.
   """
 
@@ -140,9 +153,7 @@ class Settings:
   reward: RewardModel = RewardModel()
   rates: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
   discount: Annotated[float, harness.Allowed(0, 0.9999)] = 0.99
-  tau: float = 0.01
-  penalty: Annotated[float, harness.Allowed(0)] = 0.1
-  score: Annotated[float, harness.Allowed(0)] = 0.05
+  weights: Weights = Weights()
   records: int | None = None
   seeds: int = 5
 
@@ -152,7 +163,7 @@ PRESETS = {
   'smoke': Settings(sizes='smoke', seeds=2),
   'paper': Settings(sizes='paper', seeds=10),
 }
-# Flags of an earlier version.
+# Former flags.
 RENAMED = {
   'rollout': 'rollouts.steps',
   'reward_steps': 'reward.steps',
@@ -160,10 +171,8 @@ RENAMED = {
   'reward_rate': 'reward.rate',
 }
 _M = 1_000_000
-# What stands in for None, by kind of environment and preset. The paper's: 16
-# and 576 pairs, 3,000 kept, 500 steps of warm-up; it shows curves, so that the
-# length of a run is ours. A step of the reward model on cells takes as long as
-# 300 of the environment.
+# Defaults by kind of environment and preset; the length of a run is ours. On
+# cells a step of the reward model takes as long as 300 environment steps.
 _NAMES = (
   *('rollouts.environments', 'rollouts.steps', 'rollouts.updates'),
   *('preferences.start_pairs', 'preferences.pairs', 'preferences.buffer'),
@@ -196,13 +205,15 @@ _SIZES = {
 }
 
 
-def sizes_of(kind: str, preset: str, methods: Sequence[str]) -> dict[str, Any]:
-  """What stands in for None, or for nothing, by name of the setting.
+def default_sizes(
+  kind: str, preset: str, methods: Sequence[str]
+) -> dict[str, Any]:
+  """Defaults of empty settings, by name.
 
   Args:
     kind: of environment: vector, cells or pixels.
     preset: smoke, quick or paper.
-    methods: that go with the labels.
+    methods: methods that fit the labels.
   """
   if preset == 'smoke':
     methods = ('drlhf', 'pbrl')
@@ -213,14 +224,14 @@ def sizes_of(kind: str, preset: str, methods: Sequence[str]) -> dict[str, Any]:
   return sizes | {'methods': tuple(methods), 'rates': (rate,)}
 
 
-class Played(NamedTuple):
-  """What the methods have to know of an environment.
+class EnvironmentSpec(NamedTuple):
+  """Sizes of an environment.
 
   Attributes:
-    kind: of its sizes.
+    kind: of its default sizes: vector, cells or pixels.
     shape: of an observation.
-    actions: their number.
-    dtype: that observations are kept in.
+    actions: number of actions.
+    dtype: of stored observations.
   """
 
   kind: str
@@ -229,11 +240,11 @@ class Played(NamedTuple):
   dtype: Any
 
 
-def played(settings: Settings) -> Played:
-  """Looks at the environment of settings whose `env` is known.
+def environment_spec(settings: Settings) -> EnvironmentSpec:
+  """Finds the sizes of the environment `env`.
 
   Raises:
-    SettingsError: if it is unknown, or has continuous actions.
+    SettingsError: if it is unknown, or if its actions are continuous.
   """
   if settings.suite == 'atari':
     game = games.make(settings.env, np.random.default_rng(0))
@@ -245,81 +256,79 @@ def played(settings: Settings) -> Played:
     dtype = 'bool' if str(settings.env).endswith('-MinAtar') else 'float32'
   if len(shape) < 3:
     kind, dtype = 'vector', 'float32'
-  return Played(kind, shape, actions, dtype)
+  return EnvironmentSpec(kind, shape, actions, dtype)
 
 
 def resolve(settings: Settings) -> Settings:
-  """Settings with all sizes, checked against each other.
+  """Fills in all sizes and checks the settings.
 
   Raises:
-    SettingsError: for settings that no run can have.
+    SettingsError: for settings that contradict each other.
   """
   if settings.env is None:
     env = 'CartPole-v1' if settings.suite == 'gymnax' else 'Seaquest'
     settings = dataclasses.replace(settings, env=env)
-  # What draws labels of its own does not go with a file of labels.
-  every = METHODS.items()
-  fits = [name for name, m in every if m.sense or not settings.labels]
-  sizes = sizes_of(played(settings).kind, settings.sizes, fits)
-  known = harness.settings_of(settings)
+  # Random labels do not fit a file of labels.
+  fits = [n for n, m in METHODS.items() if m.true_labels or not settings.labels]
+  sizes = default_sizes(environment_spec(settings).kind, settings.sizes, fits)
+  values = harness.settings_of(settings)
   settings = harness.replaced(
-    settings, {n: v for n, v in sizes.items() if known[n] in (None, ())}
+    settings, {n: v for n, v in sizes.items() if values[n] in (None, ())}
   )
   values = harness.settings_of(settings)
   rollout, pairs = settings.rollouts, settings.preferences
 
-  def need(fine, name, reason):
-    if not fine:
+  def need(valid, name, reason):
+    if not valid:
       raise harness.SettingsError(f'--{name}={values[name]}: {reason}.')
 
   need(
     set(settings.methods) <= set(fits),
     'methods',
-    'one draws labels of its own, and --labels gives them: take some of '
-    f'{", ".join(fits)}',
+    f'random labels do not go with --labels: take some of {", ".join(fits)}',
   )
   need(
     pairs.fragment <= rollout.steps,
     'preferences.fragment',
-    f'a fragment is a part of a rollout, which has {rollout.steps} steps: take '
-    'a longer --rollouts.steps',
+    f'a fragment is longer than a rollout of {rollout.steps} steps; raise '
+    '--rollouts.steps',
   )
   need(
     rollout.environments >= 4 and rollout.environments % 2 == 0,
     'rollouts.environments',
-    'an even number, at least 4, as two policies share them, and each holds '
-    'some out',
+    'has to be an even number, at least 4: two policies share the '
+    'environments, and each reserves some for held-out pairs',
   )
   need(
     pairs.buffer >= pairs.pairs,
     'preferences.buffer',
-    f'it has to hold the {pairs.pairs} pairs of a reward epoch',
+    f'is smaller than the {pairs.pairs} pairs of a reward epoch',
   )
   need(
     settings.reward.steps <= rollout.steps,
     'reward.steps',
-    f'at most the steps of a rollout, {rollout.steps}, as each sees another '
-    'part of it',
+    f'has to be at most the {rollout.steps} steps of a rollout, as each step '
+    'reads a different part of it',
   )
   need(
     settings.suite == 'gymnax' or len(settings.rates) == 1,
     'rates',
-    'one rate with --suite=atari',
+    'takes one rate with --suite=atari',
   )
   return settings
 
 
-def epochs_of(settings: Settings) -> int:
-  """Reward epochs of a run."""
+def count_epochs(settings: Settings) -> int:
+  """Number of reward epochs of a run."""
   environments, steps, updates = vars(settings.rollouts).values()
   return max(1, settings.frames // (environments * steps * updates))
 
 
-def start_epochs_of(settings: Settings) -> int:
-  """Rollouts of the first policy, for the pairs at the start."""
+def count_start_epochs(settings: Settings) -> int:
+  """Number of rollouts of the first policy, for the pairs at the start."""
   return -(-settings.preferences.start_pairs // settings.preferences.pairs)
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for settings that contradict each other."""
   resolve(settings)

@@ -1,9 +1,8 @@
-"""Four rooms with a goal that varies, and a leader who taxes its cells.
+"""Four rooms with two goals, and a leader that taxes cells.
 
 The process of Thoma, Pasztor, Krause, Ramponi and Hu, 2024: a follower walks
-from one cell to a goal, which is one of two. The leader spreads penalties over
-the cells, so that the way leads by a cell of its own; it pays for them where
-the follower arrives.
+from a start to one of two goals. The leader taxes cells so that the path passes
+its own cell, and pays for the taxes when the follower arrives.
 """
 
 from typing import NamedTuple
@@ -31,20 +30,19 @@ _MAP = """
 #############
 """
 START, TARGET, GOALS = (4, 1), (8, 4), ((1, 9), (11, 11))
-CHOSEN = 0.56  # Of the direction chosen; the others share the rest.
+CHOSEN = 0.56  # Probability of the chosen direction; the rest is uniform.
 DISCOUNT = 0.99
-LARGEST = 0.2  # What all penalties together come to.
+TOTAL_TAX = 0.2  # Sum of all taxes.
 
 
 class Rooms(NamedTuple):
-  """The process, for each goal.
+  """The process for each goal.
 
   Attributes:
-    transitions: (goals, cells, 4, cells); no row from a goal, where it ends.
+    transitions: (goals, cells, 4, cells); rows of a goal are zero.
     start: probabilities of the first cell, (cells,).
-    target: the leader's cell, one there and else zero, (cells,).
-    goals: likewise, (goals, cells): the follower is rewarded there, and pays
-      for all other cells.
+    target: indicator of the leader's cell, (cells,).
+    goals: indicators of the goals, (goals, cells).
   """
 
   transitions: chex.Array
@@ -54,7 +52,7 @@ class Rooms(NamedTuple):
 
 
 def make_rooms() -> Rooms:
-  """The published layout, of 104 cells."""
+  """Makes the published layout of 104 cells."""
   rows = _MAP.strip().splitlines()
   cells = [
     (r, c) for r, row in enumerate(rows) for c, x in enumerate(row) if x == '.'
@@ -66,8 +64,8 @@ def make_rooms() -> Rooms:
     for action in range(4):
       for other, (down, right) in enumerate(directions):
         after = number.get((row + down, column + right), i)
-        share = CHOSEN if other == action else (1 - CHOSEN) / 3
-        moves[i, action, after] += share
+        chance = CHOSEN if other == action else (1 - CHOSEN) / 3
+        moves[i, action, after] += chance
   eye = np.eye(len(cells))
   goals = np.stack([eye[number[goal]] for goal in GOALS])
   start, target = eye[number[START]], eye[number[TARGET]]
@@ -78,24 +76,24 @@ def make_rooms() -> Rooms:
 def process(
   rooms: Rooms, w: chex.Array, goal: chex.Numeric, price: chex.Numeric
 ) -> contexts.Process:
-  """The follower's process for one goal, and what the leader gains.
+  """Makes the process of one goal.
 
   Args:
     rooms: the layout.
-    w: 105 weights, of the cells and of a penalty that nobody pays.
-    goal: its number, which may be drawn in a compiled program.
-    price: of all penalties, to the leader, where the follower arrives.
+    w: 105 logits, of the taxes on the cells and of an unused tax.
+    goal: index of the goal, which may be traced.
+    price: that the leader pays for all taxes when the follower arrives.
 
   Returns:
     A `Process`.
   """
-  of = lambda table: jnp.take(table, goal, axis=0)
-  tax = LARGEST * jax.nn.softmax(w)[:-1]
-  there = of(rooms.goals)
+  select = lambda table: jnp.take(table, goal, axis=0)
+  tax = TOTAL_TAX * jax.nn.softmax(w)[:-1]
+  at_goal = select(rooms.goals)
   return contexts.Process(
-    of(rooms.transitions),
-    (there - tax * (1 - there))[:, None],
-    (rooms.target - price * jnp.sum(tax) * there)[:, None],
+    select(rooms.transitions),
+    (at_goal - tax * (1 - at_goal))[:, None],
+    (rooms.target - price * jnp.sum(tax) * at_goal)[:, None],
     rooms.start,
     DISCOUNT,
   )

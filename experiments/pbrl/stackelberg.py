@@ -1,4 +1,4 @@
-"""Stackelberg Markov games: a leader against a follower at its optimum.
+"""Stackelberg Markov games: a leader and a follower at its optimum.
 
 Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
 Reinforcement Learning and RLHF, 2024.
@@ -8,11 +8,10 @@ Reinforcement Learning and RLHF, 2024.
 Expected: 10 wins of 10 for both penalties, F 7.56 and 7.64 against 7.28.
 Time: some minutes on 2 cores, most of it compilation.
 
-Both players' policies are tables, the follower's best one is unique by its
-entropy. A method is judged by its leader: F is what the leader's policy is
-worth where the follower plays its exact optimum, whatever the method believes
-that the follower does. What the current pair of policies is worth is reported
-beside: a penalty that is too small lets it run ahead of F.
+The policies of both players are tables; entropy makes the follower's optimum
+unique. A method is judged by F, the leader's return at the follower's exact
+optimum. The return of the current pair of policies is also reported: it exceeds
+F if the penalty is too small.
 """
 
 import dataclasses
@@ -35,8 +34,8 @@ TITLES = {
   'value_penalty': 'value penalty',
   'bellman_penalty': 'Bellman penalty',
   'hypergradient': 'hypergradient through the optimum',
-  'independent': 'independent, best rate of each game',
-  'independent_natural': 'the same, natural gradients',
+  'independent': 'independent gradients, best rate per game',
+  'independent_natural': 'independent natural gradients, best rate per game',
 }
 
 
@@ -45,17 +44,17 @@ class Settings:
   """Settings of a run; the paper is Shen, Yang and Chen, section 6.
 
   Attributes:
-    game: the paper's sizes; its discount and temperature are ours.
+    game: sizes of the paper; discount and temperature are ours.
     steps: updates of each method.
     chunk: updates between two records.
-    value_penalty: the first and the last lambda of the value penalty.
-    bellman_penalty: the first and the last lambda of the Bellman penalty.
-    rates: of the leader's steps, tried for each method; of a penalty times
-      the root of lambda, of natural gradients times 0.01.
-    follower_rate: of the follower's natural steps, times tau a share of the
-      way to its optimum.
-    tuning_seeds: games that rates are chosen on, none of them reported.
-    seeds: games that are reported.
+    value_penalty: first and last lambda of the value penalty.
+    bellman_penalty: first and last lambda of the Bellman penalty.
+    rates: step sizes of the leader, tried for each method; penalties multiply
+      them by the root of lambda, natural gradients by 0.01.
+    follower_rate: step size of the follower's natural steps; times tau, the
+      fraction of the way to its optimum.
+    tuning_seeds: number of games for tuning, which are not reported.
+    seeds: number of reported games.
   """
 
   game: markov_games.Game = dataclasses.field(default_factory=markov_games.Game)
@@ -82,26 +81,26 @@ PRESETS = {
 }
 
 
-def process_of(game: bj.rl.MarkovGame, x: Any) -> bj.rl.MDP:
-  """What the follower faces: the leader's logits in rewards and transitions."""
+def follower_process(game: bj.rl.MarkovGame, x: Any) -> bj.rl.MDP:
+  """Makes the follower's process from the leader's logits."""
   return bj.rl.induced_mdp(game, jax.nn.softmax(x), game.rewards[1], player=1)
 
 
-def optimum_of(mdp: bj.rl.MDP, temperature: float) -> bj.rl.Optimum:
-  """The follower's best policy; a few of Newton's steps reach rounding."""
+def follower_optimum(mdp: bj.rl.MDP, temperature: float) -> bj.rl.Optimum:
+  """Solves for the follower's best policy by a few Newton steps."""
   return bj.rl.optimal(mdp, temperature, tolerance=1e-4, max_iterations=12)
 
 
 def leader_return(game: bj.rl.MarkovGame, x: Any, policy: Any) -> Any:
-  """What a pair is worth to the leader, from its logits and a policy."""
+  """The leader's return for its logits and the follower's policy."""
   mdp = bj.rl.induced_mdp(game, jax.nn.softmax(x), game.rewards[0], player=1)
   return bj.rl.expected_return(mdp, policy)
 
 
 def make_solver(method: str, settings: Settings, context: harness.Context):
-  """The solver of a method on one game."""
+  """Makes the solver of a method on one game."""
   game, rate = context.own, context.hyper['rate']
-  process = functools.partial(process_of, game)
+  process = functools.partial(follower_process, game)
   tau = settings.game.temperature
   below = bj.rl.follower_loss(process, temperature=tau)
 
@@ -120,7 +119,7 @@ def make_solver(method: str, settings: Settings, context: harness.Context):
       gap=bj.solvers.PolicyGap(method.removesuffix('_penalty')),
     )
   if method in INDEPENDENT:
-    # Each player descends its own loss, from one point.
+    # Both players descend their losses from the same point.
     both = bj.oracle(
       lambda params, batch, inner: _independent(loss, below, params),
       ('upper', 'lower'),
@@ -128,15 +127,16 @@ def make_solver(method: str, settings: Settings, context: harness.Context):
       moves=('upper', 'lower'),
     )
 
-    def seen(params):
+    def state_visits(params):
       policy = jax.nn.softmax(params.lower)
       visits = bj.rl.state_visits(process(params.upper), policy)
       return visits / (1 - settings.game.discount)
 
-    both = bj.rl.natural(both, seen)
+    both = bj.rl.natural(both, state_visits)
     if method == 'independent_natural':
-      # The states, and so their visits, are the same for both players.
-      both, rate = bj.rl.natural(both, seen, of='upper'), 0.01 * rate
+      # Both players have the same visits of states.
+      both = bj.rl.natural(both, state_visits, of='upper')
+      rate = 0.01 * rate
     return bj.descend(
       both,
       upper=optax.sgd(rate),
@@ -144,7 +144,7 @@ def make_solver(method: str, settings: Settings, context: harness.Context):
     )
 
   def at_optimum(params, batch):
-    best = optimum_of(process(params.upper), tau)
+    best = follower_optimum(process(params.upper), tau)
     return -leader_return(game, params.upper, best.policy)
 
   return bj.descend(
@@ -159,30 +159,33 @@ def _independent(loss, below, params):
 
 
 def measure(settings: Settings, method: str, context: Any, params, state):
-  """Returns of the leader, and how far the follower is from its optimum."""
+  """Measures the leader's returns and the follower's gap."""
   del state
-  tau, mdp = settings.game.temperature, process_of(context.own, params.upper)
-  best = optimum_of(mdp, tau)
+  tau, mdp = (
+    settings.game.temperature,
+    follower_process(context.own, params.upper),
+  )
+  best = follower_optimum(mdp, tau)
   policy = jax.nn.softmax(params.lower)
   if method == 'hypergradient':
-    policy = best.policy  # It has no policy of its own.
-  worth = bj.rl.expected_return(mdp, policy, tau)
+    policy = best.policy  # This method has no policy of the follower.
+  value = bj.rl.expected_return(mdp, policy, tau)
   return {
     'leader_return': leader_return(context.own, params.upper, best.policy),
     'pair_return': leader_return(context.own, params.upper, policy),
-    'follower_gap': mdp.initial @ best.values - worth,
+    'follower_gap': mdp.initial @ best.values - value,
   }
 
 
-def start_of(sizes: markov_games.Game) -> bj.BilevelParams:
-  """Logits of uniform policies."""
+def make_start(sizes: markov_games.Game) -> bj.BilevelParams:
+  """Makes the logits of uniform policies."""
   tables = (jnp.zeros((sizes.states, count)) for count in sizes.actions)
   return bj.BilevelParams(*tables)
 
 
 def uniform_gap(settings: Settings, seeds: tuple[int, ...]) -> np.ndarray:
-  """The follower's gap where both players' policies are uniform, (seeds,)."""
-  start = start_of(settings.game)
+  """The follower's gap at uniform policies, (seeds,)."""
+  start = make_start(settings.game)
 
   def gap(game):
     context = harness.Context((), game, (), None, None, 0)
@@ -197,14 +200,14 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
   return harness.train(
     lambda context: make_solver(job.method, settings, context),
     harness.Task(
-      lambda context: start_of(settings.game),
+      lambda context: make_start(settings.game),
       own=markov_games.draw_games(settings.game, job.seeds),
       hyper=job.hyper,
     ),
     job.training(settings.steps, settings.chunk),
     harness.Measure(
       functools.partial(measure, settings, job.method),
-      record_start=not job.tuning,  # To record is a program of its own.
+      record_start=not job.tuning,  # A record compiles another program.
     ),
   )
 
@@ -212,15 +215,15 @@ def train(settings: Settings, job: comparison.Job) -> harness.Trained:
 def run_independent(
   options: harness.Options, method: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Independent gradients at all rates, and the best rate of each game.
+  """Runs independent gradients and selects the best rate of each game.
 
   Args:
-    options: what the flags say.
+    options: of the binary.
     method: one of `INDEPENDENT`.
 
   Returns:
-    The steps of the records, and metrics (records, seeds) of the member with
-    the best leader's return of each game.
+    Steps of the records, and metrics (records, seeds) of the member with the
+    best leader's return of each game.
   """
   settings, seeds = options.settings, options.seeds
   members, hyper = harness.members(seeds, rate=settings.rates)
@@ -241,13 +244,13 @@ def run_independent(
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Tunes and runs all methods."""
+  """Tunes, runs and compares all methods."""
   settings, seeds = options.settings, options.seeds
   tuning = comparison.tuning_seeds(settings.tuning_seeds)
   tuning_gap = uniform_gap(settings, tuning)
 
   def score(trained):
-    # A leader whose follower is elsewhere has no return to speak of.
+    # A follower off its optimum costs 1.
     gap = trained.history['follower_gap'][-1]
     off = gap / np.resize(tuning_gap, len(gap)) > markov_games.NEAR
     return trained.history['leader_return'][-1] - off
@@ -300,8 +303,8 @@ def main(options: harness.Options) -> harness.Report:
 
 
 def _draw(steps, histories, start):
-  panel = lambda name, label, of=lambda x: x, logy=False: harness.Panel(
-    {TITLES[m]: (steps, of(h[name])) for m, h in histories.items()},
+  panel = lambda name, label, scale=lambda x: x, logy=False: harness.Panel(
+    {TITLES[m]: (steps, scale(h[name])) for m, h in histories.items()},
     'updates',
     label,
     logy=logy,
@@ -312,7 +315,7 @@ def _draw(steps, histories, start):
       panel('pair_return', 'leader return of the current pair'),
       panel(
         'follower_gap',
-        'follower gap, of that at uniform policies',
+        'follower gap / gap at uniform policies',
         lambda gap: np.maximum(gap / start, 1e-6),
         logy=True,
       ),

@@ -1,4 +1,4 @@
-"""Tax design: taxes on goods and on income, for the welfare of households.
+"""Tax design: taxes on goods and income that maximise welfare.
 
 Paper: Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel
 Reinforcement Learning and RLHF, 2024. The problem is of Thoma, Pasztor, Krause,
@@ -8,13 +8,13 @@ General Equilibrium Economic Models with Deep Reinforcement Learning, 2021.
 
     python -m experiments.pbrl.tax_design --preset=quick
 
-Expected: welfare from 32 to 53.3 by HPGD, adaptive model design and the value
-penalty. Time: 6 minutes on 2 cores.
+Expected: HPGD, adaptive model design and the value penalty raise welfare from
+32 to 53.3. Time: 6 minutes on 2 cores.
 
-A household works and buys three goods; what it has left over is its state. Two
-tastes are the contexts. The leader sets a tax on each good and one on income,
-and is judged by its welfare at the household's exact optimum. Assets and
-actions are on grids, so that all is exact.
+A household works and buys three goods; its assets are its state. Two tastes are
+the contexts. The leader sets a tax on each good and one on income, and is
+judged by the welfare at the household's exact optimum. Assets and actions are
+on grids, so all values are exact.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ import numpy as np
 from experiments import harness
 from experiments.pbrl import contexts, contextual
 
-# The published figures.
+# Constants of the paper.
 TASTES = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2))
 WORK, LARGEST_TAX, FIRST_TAX = 0.1, 2.0, 0.3
-HOURS, GOODS = 8.0, 5.0  # The most of both in a step; the wage is one.
+HOURS, GOODS = 8.0, 5.0  # Largest amounts per step; the wage is 1.
 NOISE, DISCOUNT, SPREAD = 5.0, 0.9, 2**0.5
 CONSUMPTION_WEIGHT, TAX_WEIGHT = 15.0, 5.0
 
@@ -41,10 +41,10 @@ class Settings(contextual.Settings):
   """Settings of a run, and of this problem.
 
   Attributes:
-    assets: points of their grid, ours; published, a network's input.
-    span: its ends, plus and minus; published 100, seldom left at 50.
-    hours: points of the grid of hours; the paper's are 10.
-    amounts: of each good; the paper's are 5.
+    assets: points of the grid of assets; the paper has a network instead.
+    span: ends of this grid, plus and minus; 100 in the paper.
+    hours: points of the grid of hours; 10 in the paper.
+    amounts: points of the grid of each good; 5 in the paper.
   """
 
   temperatures: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -81,7 +81,7 @@ PRESETS = {
 
 
 class Households:
-  """The process of a household, by the taxes and the number of its taste."""
+  """Processes of households, by taxes and taste."""
 
   def __init__(self, settings: Settings):
     """Makes the grids."""
@@ -92,61 +92,61 @@ class Households:
     self.grid = grid.astype(np.float32)
     self.hours = actions[:, 0].astype(np.float32)
     self.goods = actions[:, 1:].astype(np.float32)
-    # Of assets, saved for bad times; debts hurt in proportion.
-    worth = np.where(grid > 0, np.log1p(np.maximum(grid, 0) / 20), grid)
-    self.worth = worth.astype(np.float32)
+    # Utility of assets: logarithmic, and linear for debts.
+    utility = np.where(grid > 0, np.log1p(np.maximum(grid, 0) / 20), grid)
+    self.asset_utility = utility.astype(np.float32)
     start = np.exp(-(grid**2) / (2 * SPREAD**2))
     self.start = (start / start.sum()).astype(np.float32)
-    middle = (self.grid[1:] + self.grid[:-1]) / 2
-    self.middle = middle
+    self.midpoints = (self.grid[1:] + self.grid[:-1]) / 2
 
   @property
   def shape(self) -> tuple[int, int]:
-    """Of a table of logits."""
+    """Shape of a table of logits, (states, actions)."""
     return len(self.grid), len(self.hours)
 
   def process(self, x: jax.Array, taste: jax.Array) -> contexts.Process:
-    """What a household faces.
+    """Makes the process of a household.
 
     Args:
-      x: logits of the taxes on the three goods and on income, (4,).
-      taste: its number.
+      x: logits of the taxes on three goods and on income, (4,).
+      taste: index of the taste.
 
     Returns:
-      A `Process`, both of whose rewards and whose transitions depend on x.
+      A `Process` whose transitions and rewards depend on x.
     """
     rates = LARGEST_TAX * jax.nn.sigmoid(x)
     tax, income_tax = rates[:3], rates[3]
     preferences = jnp.take(jnp.array(TASTES, x.dtype), taste, axis=0)
     bought = self.goods / (1 + tax)
-    # A power of nothing is nothing, without a derivative that is not finite.
-    some = jnp.all(self.goods > 0, axis=1)
-    safe = jnp.where(some[:, None], bought, 1.0)
-    enjoyed = jnp.where(some, jnp.prod(safe**preferences, axis=1), 0.0)
-    rewards = self.worth[:, None] + (enjoyed - WORK * self.hours**2)
+    # Powers of zero have an infinite derivative.
+    positive = jnp.all(self.goods > 0, axis=1)
+    safe = jnp.where(positive[:, None], bought, 1.0)
+    utility = jnp.where(positive, jnp.prod(safe**preferences, axis=1), 0.0)
+    rewards = self.asset_utility[:, None] + (utility - WORK * self.hours**2)
     revenue = jnp.sum(tax * bought, axis=1) + income_tax * self.hours
-    gains = CONSUMPTION_WEIGHT * jnp.mean(
-      bought, axis=1
-    ) / GOODS + TAX_WEIGHT * jnp.log1p(revenue)
+    consumption = CONSUMPTION_WEIGHT * jnp.mean(bought, axis=1) / GOODS
+    welfare = consumption + TAX_WEIGHT * jnp.log1p(revenue)
     saved = (1 - income_tax) * self.hours - self.goods.sum(1)
     after = self.grid[:, None] + saved
     after = jnp.clip(after, self.grid[0], self.grid[-1])
-    # Normal noise, cut at the ends: each point has what falls next to it.
-    below = jax.scipy.stats.norm.cdf((self.middle - after[..., None]) / NOISE)
+    # Normal noise on the grid; the ends get its tails.
+    below = jax.scipy.stats.norm.cdf(
+      (self.midpoints - after[..., None]) / NOISE
+    )
     edges = jnp.concatenate(
       [jnp.zeros_like(below[..., :1]), below, jnp.ones_like(below[..., :1])], -1
     )
     return contexts.Process(
       jnp.diff(edges, axis=-1),
       rewards,
-      jnp.broadcast_to(gains, rewards.shape),
+      jnp.broadcast_to(welfare, rewards.shape),
       self.start,
       DISCOUNT,
     )
 
 
-def study_of(settings: Settings) -> contextual.Study:
-  """A row for each temperature."""
+def make_study(settings: Settings) -> contextual.Study:
+  """Makes the study of all temperatures."""
   households = Households(settings)
   first = np.log(FIRST_TAX / (LARGEST_TAX - FIRST_TAX))
   return contextual.Study(
@@ -160,7 +160,7 @@ def study_of(settings: Settings) -> contextual.Study:
 
 def main(options: harness.Options) -> harness.Report:
   """Tunes and runs all methods."""
-  return contextual.run(options, study_of(options.settings))
+  return contextual.run(options, make_study(options.settings))
 
 
 STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='tax_design')

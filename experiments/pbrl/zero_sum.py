@@ -1,4 +1,4 @@
-"""Regularised zero-sum Markov games: equilibria, gaps, players who learn."""
+"""Regularised zero-sum Markov games: equilibria, gaps, learning players."""
 
 import chex
 import jax
@@ -9,16 +9,16 @@ import bilevel_jax as bj
 Pair = tuple[chex.Array, chex.Array]  # Logits of both players.
 
 
-def policies_of(y: Pair) -> Pair:
-  """Probabilities from logits."""
+def as_policies(y: Pair) -> Pair:
+  """Converts logits to probabilities."""
   return jax.nn.softmax(y[0]), jax.nn.softmax(y[1])
 
 
 def payoff(
   game: bj.rl.MarkovGame, costs: chex.Array, y: Pair, temperature: float
 ) -> chex.Array:
-  """J(a, b), which the first player minimises, from both players' logits."""
-  both = policies_of(y)
+  """The payoff J(a, b) from logits; the first player minimises it."""
+  both = as_policies(y)
   _, second = bj.rl.zero_sum_responses(
     game, costs, both, temperature=temperature
   )
@@ -28,7 +28,7 @@ def payoff(
 def pair_values(
   game: bj.rl.MarkovGame, costs: chex.Array, both: Pair, temperature: float
 ) -> chex.Array:
-  """What each pair of actions is worth in each state, (states, a, b)."""
+  """Action values of pairs of actions, (states, a, b)."""
   _, second = bj.rl.zero_sum_responses(
     game, costs, both, temperature=temperature
   )
@@ -44,20 +44,19 @@ def learn(
   temperature: float,
   rate: chex.Numeric,
 ) -> Pair:
-  """One natural step of both players at once, against each other.
+  """Takes a simultaneous natural step of both players.
 
   Args:
     game: of both players.
-    costs: of the first, (states, a, b).
-    y: logits of both.
+    costs: of the first player, (states, a, b).
+    y: logits of both players.
     temperature: of their entropies.
-    rate: share of the way to the answer to the other's present policy, at most
-      1.
+    rate: step towards the best response to the other's policy, in (0, 1].
   """
-  both = policies_of(y)
-  worth = pair_values(game, costs, both, temperature)
-  answer_a = -jnp.einsum('sab,sb->sa', worth, both[1]) / temperature
-  answer_b = jnp.einsum('sab,sa->sb', worth, both[0]) / temperature
+  both = as_policies(y)
+  values = pair_values(game, costs, both, temperature)
+  answer_a = -jnp.einsum('sab,sb->sa', values, both[1]) / temperature
+  answer_b = jnp.einsum('sab,sa->sb', values, both[0]) / temperature
   log_a, log_b = jax.nn.log_softmax(y[0]), jax.nn.log_softmax(y[1])
   return (
     log_a + rate * (answer_a - log_a),
@@ -73,17 +72,17 @@ def nash(
   sweeps: int = 12,
   steps: int = 200,
 ) -> Pair:
-  """Logits of the equilibrium, which is unique.
+  """Logits of the unique equilibrium.
 
-  The matrix game of each state is solved by steps that look ahead, the values
-  are those of the pair found, and again: `nash_gap` says how good it is.
+  Alternates extragradient steps on the matrix game of each state with an
+  evaluation of the resulting pair. `nash_gap` measures the error.
 
   Args:
     game: of both players.
-    costs: of the first, (states, a, b).
+    costs: of the first player, (states, a, b).
     temperature: of their entropies, above zero.
-    sweeps: how often values are taken anew.
-    steps: of the matrix games, between them.
+    sweeps: number of evaluations.
+    steps: extragradient steps per sweep.
 
   References:
     Cen, Wei and Chi, `Fast Policy Extragradient Methods for Competitive Games
@@ -92,21 +91,21 @@ def nash(
   states, one, two = costs.shape
 
   def sweep(_, y):
-    worth = pair_values(game, costs, policies_of(y), temperature)
-    worth = worth - worth.mean(axis=(1, 2), keepdims=True)
-    size = jnp.max(jnp.abs(worth), axis=(1, 2))[:, None]
+    values = pair_values(game, costs, as_policies(y), temperature)
+    values = values - values.mean(axis=(1, 2), keepdims=True)
+    size = jnp.max(jnp.abs(values), axis=(1, 2))[:, None]
     rate = 1 / (2 * (temperature + size))
 
     def answer(y, other):
-      a, b = policies_of(other)
+      a, b = as_policies(other)
       keep = 1 - rate * temperature
       return (
-        keep * y[0] - rate * jnp.einsum('sab,sb->sa', worth, b),
-        keep * y[1] + rate * jnp.einsum('sab,sa->sb', worth, a),
+        keep * y[0] - rate * jnp.einsum('sab,sb->sa', values, b),
+        keep * y[1] + rate * jnp.einsum('sab,sa->sb', values, a),
       )
 
-    ahead = lambda _, y: answer(y, answer(y, y))
-    return jax.lax.fori_loop(0, steps, ahead, y)
+    extragradient = lambda _, y: answer(y, answer(y, y))
+    return jax.lax.fori_loop(0, steps, extragradient, y)
 
   start = (jnp.zeros((states, one)), jnp.zeros((states, two)))
   return jax.lax.fori_loop(0, sweeps, sweep, start)
@@ -115,13 +114,14 @@ def nash(
 def nash_gap(
   game: bj.rl.MarkovGame, costs: chex.Array, y: Pair, temperature: float
 ) -> chex.Array:
-  """What both players together could gain by their best responses, exactly."""
-  both = policies_of(y)
+  """Sum of both players' gains by exact best responses."""
+  both = as_policies(y)
   faced = bj.rl.zero_sum_responses(game, costs, both, temperature=temperature)
   best = [
     bj.rl.optimal(mdp, temperature, tolerance=1e-4, max_iterations=12)
     for mdp in faced
   ]
   return sum(
-    mdp.initial @ found.values for mdp, found in zip(faced, best, strict=True)
+    mdp.initial @ optimum.values
+    for mdp, optimum in zip(faced, best, strict=True)
   )

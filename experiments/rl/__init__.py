@@ -1,7 +1,7 @@
 """Reinforcement learning: environments, networks, evaluation, policies.
 
-`environments` are those of gymnax, compiled; `games` are stepped in Python and
-`stepped` keeps their runs. `multi_task` shares one network among the tasks of
-`minatar` or `mt10`. `evaluation` plays whole episodes, `policies` are kept in
-files, and `drawing` shows them.
+`environments` wraps compiled environments of gymnax. `games` are stepped in
+Python, and `stepped` stores their runs. `multi_task` shares one network among
+the tasks of `minatar` or `mt10`. `evaluation` plays whole episodes, `policies`
+stores policies in files, and `drawing` draws states.
 """

@@ -1,4 +1,4 @@
-"""Pictures of environments' states, as plain arrays of colours."""
+"""Pictures of environment states, as arrays of colours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from experiments import harness
 
-# Okabe and Ito's palette, one colour a channel.
+# One colour per channel, from the palette of Okabe and Ito.
 _COLOURS = np.array(
   [
     (0, 114, 178),
@@ -28,16 +28,16 @@ _WHITE, _GREY = (255, 255, 255), (150, 150, 150)
 
 
 def painter(env: str) -> Callable[[Any, Any], np.ndarray]:
-  """How to draw an environment.
+  """Finds the function that draws an environment.
 
   Args:
-    env: its name.
+    env: name of the environment.
 
   Returns:
-    From (state, observation) to colours, uint8 (height, width, 3).
+    (state, observation) -> colours, uint8 (height, width, 3).
 
   Raises:
-    SettingsError: if there is no picture of it.
+    SettingsError: if the environment cannot be drawn.
   """
   if env == 'CartPole-v1':
     return cart_pole
@@ -46,13 +46,13 @@ def painter(env: str) -> Callable[[Any, Any], np.ndarray]:
   if env.endswith('-MinAtar'):
     return cells
   raise harness.SettingsError(
-    f'there is no picture of {env}; of CartPole-v1, Acrobot-v1 and the games '
-    'of MinAtar there is one.'
+    f'{env} cannot be drawn; CartPole-v1, Acrobot-v1 and the games of MinAtar '
+    'can.'
   )
 
 
 def cart_pole(state: Any, observation: Any) -> np.ndarray:
-  """A cart on a rail that ends at 2.4, and its pole."""
+  """Draws a cart on a rail from -2.4 to 2.4, and its pole."""
   del observation
   image = Image.new('RGB', (240, 120), _WHITE)
   pen = ImageDraw.Draw(image)
@@ -67,7 +67,7 @@ def cart_pole(state: Any, observation: Any) -> np.ndarray:
 
 
 def acrobot(state: Any, observation: Any) -> np.ndarray:
-  """Two links from a fixed joint, and the height to be reached."""
+  """Draws two links from a fixed joint, and the height to reach."""
   del observation
   image = Image.new('RGB', (160, 160), _WHITE)
   pen = ImageDraw.Draw(image)
@@ -85,10 +85,10 @@ def acrobot(state: Any, observation: Any) -> np.ndarray:
 
 
 def cells(state: Any, observation: Any) -> np.ndarray:
-  """Ten by ten cells, each in the colour of its last channel that is set."""
+  """Draws cells, each in the colour of the last channel that is on."""
   del state
-  found = np.asarray(observation) > 0
-  picture = np.full((*found.shape[:2], 3), 255, np.uint8)
-  for channel in range(found.shape[-1]):
-    picture[found[..., channel]] = _COLOURS[channel % len(_COLOURS)]
+  active = np.asarray(observation) > 0
+  picture = np.full((*active.shape[:2], 3), 255, np.uint8)
+  for channel in range(active.shape[-1]):
+    picture[active[..., channel]] = _COLOURS[channel % len(_COLOURS)]
   return picture.repeat(12, axis=0).repeat(12, axis=1)

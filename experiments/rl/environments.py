@@ -1,9 +1,9 @@
-"""gymnax environments as those of the library, truncation apart.
+"""Environments of gymnax as environments of the library.
 
-gymnax 1.x tells termination from truncation, and gives the observation before
-its reset as `info['final_observation']`. Continuous actions are mapped from
-[-1, 1] to the environment's range, beyond which they are clipped. gymnax
-starts XLA when it is imported, so that functions here import it.
+gymnax 1.x separates termination from truncation, and gives the observation
+before a reset as `info['final_observation']`. Continuous actions are clipped to
+[-1, 1] and mapped to the environment's range. The import of gymnax starts XLA,
+so functions here import it.
 """
 
 import difflib
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import bilevel_jax as bj
 from experiments import harness
 
-# Where gymnax looks for MNIST before it downloads it.
+# Folder where gymnax expects MNIST before a download.
 _MNIST_FOLDER = pathlib.Path('/tmp/mnist')
 _MNIST_FILES = (
   'train-images-idx3-ubyte.gz',
@@ -28,13 +28,13 @@ _MNIST_FILES = (
 
 
 class Known(NamedTuple):
-  """An environment with what a network has to know of it.
+  """An environment with the sizes of its observations and episodes.
 
   Attributes:
     name: of the environment.
-    environment: as the library takes it.
+    environment: for the library.
     shape: of one observation.
-    limit: steps after which an episode is truncated.
+    limit: number of steps after which an episode is truncated.
   """
 
   name: str
@@ -55,16 +55,15 @@ def make(name: str, *, discrete: bool = False) -> Known:
 
   Args:
     name: such as CartPole-v1 or Breakout-MinAtar.
-    discrete: whether the method that asks needs discrete actions.
+    discrete: whether actions have to be discrete.
 
   Returns:
     A `Known`.
 
   Raises:
-    SettingsError: if there is none of that name, if its actions or
-      observations are of an unknown kind, or if they are continuous where they
-      are to be discrete.
-    MissingDataError: if the environment reads files that are not there.
+    SettingsError: if the name is unknown, if actions or observations are of an
+      unsupported kind, or if actions are continuous instead of discrete.
+    MissingDataError: if files of the environment are missing.
   """
   from gymnax.environments import spaces
 
@@ -78,17 +77,17 @@ def make(name: str, *, discrete: bool = False) -> Known:
   elif isinstance(space, spaces.Box) and len(space.shape) == 1:
     actions = tuple(space.shape)
   else:
-    raise harness.SettingsError(f'{name} has actions of the kind {space}.')
+    raise harness.SettingsError(f'{name} has unsupported actions: {space}.')
   if discrete and not isinstance(actions, int):
     raise harness.SettingsError(
-      f'{name} has continuous actions of shape {actions}, and this method '
+      f'{name} has continuous actions of shape {actions}, but this method '
       'needs discrete ones: take CartPole-v1 for instance.'
     )
   observation, _ = jax.eval_shape(
     lambda key: gym.reset(key, settings), jax.random.key(0)
   )
   if not hasattr(observation, 'shape'):
-    raise harness.SettingsError(f'{name} has observations of several parts.')
+    raise harness.SettingsError(f'{name} has observations of several arrays.')
 
   def within(action):
     if isinstance(actions, int):
@@ -110,31 +109,31 @@ def make(name: str, *, discrete: bool = False) -> Known:
 
 
 def _construct(name: str) -> tuple[Any, Any]:
-  """Makes a gymnax environment and its parameters, without a download."""
+  """Makes a gymnax environment and its parameters without a download."""
   import gymnax
 
   missing = [f for f in _MNIST_FILES if not (_MNIST_FOLDER / f).is_file()]
   if name == 'MNISTBandit-bsuite' and missing:
     raise harness.MissingDataError(
-      f'{name} needs a download of MNIST, which is not done here: put '
+      f'{name} needs MNIST, which is not downloaded here: put '
       f'{", ".join(missing)} into {_MNIST_FOLDER}, or take another --env.'
     )
-  # Some keep arrays of their own: as tracers they could not leave the trace.
+  # Some environments store arrays, which must not be tracers.
   with jax.ensure_compile_time_eval():
     return gymnax.make(name)
 
 
 def unknown(name: str, known: Sequence[str]) -> harness.SettingsError:
-  """The error for a name that is none of those known, with the nearest."""
+  """Makes the error for an unknown name; it suggests similar names."""
   folded = {each.casefold(): each for each in known}
   near = difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
-  found = ', '.join(folded[n] for n in near)
-  said = f'did you mean {found}?' if near else f'known: {", ".join(known)}.'
-  return harness.SettingsError(f'there is no environment {name!r}; {said}')
+  similar = ', '.join(folded[n] for n in near)
+  advice = f'did you mean {similar}?' if near else f'known: {", ".join(known)}.'
+  return harness.SettingsError(f'there is no environment {name!r}; {advice}')
 
 
 def padded(one: bj.rl.Environment, channels: int) -> bj.rl.Environment:
-  """The environment with zeros for further channels of its observations."""
+  """Pads the observations of an environment with channels of zeros."""
 
   def pad(observation: Any) -> Any:
     more = channels - observation.shape[-1]
@@ -146,10 +145,10 @@ def padded(one: bj.rl.Environment, channels: int) -> bj.rl.Environment:
     return pad(observation), state
 
   def step(key, state, action):
-    found = bj.rl.Timestep(*one.step(key, state, action))
-    return found._replace(
-      observation=pad(found.observation),
-      final_observation=pad(found.final_observation),
+    after = bj.rl.Timestep(*one.step(key, state, action))
+    return after._replace(
+      observation=pad(after.observation),
+      final_observation=pad(after.final_observation),
     )
 
   return bj.rl.Environment(reset, step, one.actions)

@@ -1,7 +1,7 @@
-"""Evaluation of trained policies: whole episodes, with fixed parameters.
+"""Evaluates trained policies on whole episodes with fixed parameters.
 
-Every episode starts at a reset and is played to its end, and each counts once.
-The first episodes to end of many under way would be the short ones.
+Each episode starts at a reset, is played to its end and counts once. Taking the
+first episodes that end would prefer short ones.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ from experiments import harness
 from experiments.harness.store import files
 from experiments.rl import games, networks
 
-# How actions follow from a policy's outputs.
 Policy = Literal['greedy', 'sampled']
 Act = Callable[[Any, Any, Any], chex.Array]
 
@@ -32,8 +31,8 @@ class Settings:
   """How trained policies are evaluated.
 
   Attributes:
-    episodes: whole episodes that are played for each seed.
-    policy: the actions: the likeliest ones (greedy) or sampled.
+    episodes: number of whole episodes per seed.
+    policy: whether actions are the likeliest ones (greedy) or sampled.
   """
 
   episodes: int = 100
@@ -41,12 +40,12 @@ class Settings:
 
 
 class Episodes(NamedTuple):
-  """Episodes of policies with fixed parameters.
+  """Returns and lengths of episodes.
 
   Attributes:
-    returns: undiscounted sums of rewards, (..., episodes); NaN where the
-      episode did not end within the limit of steps.
-    lengths: in steps, (..., episodes).
+    returns: undiscounted sums of rewards, (..., episodes); NaN for episodes
+      that did not end within the limit of steps.
+    lengths: numbers of steps, (..., episodes).
   """
 
   returns: Any
@@ -59,8 +58,8 @@ def make_act(
   """Makes the function that chooses actions.
 
   Args:
-    agent: its networks.
-    actions: of a `bj.rl.Environment`.
+    agent: the networks.
+    actions: those of a `bj.rl.Environment`.
     policy: 'greedy' takes the likeliest action, which is the mean of a normal
       distribution; 'sampled' draws from the policy's distribution.
 
@@ -87,15 +86,15 @@ def play(
   episodes: int,
   limit: int,
 ) -> Episodes:
-  """Plays one episode in each of several environments, side by side.
+  """Plays one episode in each of several environments in parallel.
 
   Args:
-    environment: one of them.
-    act: of `make_act`.
-    actor: the policy's weights.
+    environment: the environment.
+    act: made by `make_act`.
+    actor: weights of the policy.
     key: of environments and actions.
-    episodes: how many.
-    limit: steps of an episode, at most.
+    episodes: number of episodes.
+    limit: maximum number of steps.
 
   Returns:
     `Episodes`, (episodes,).
@@ -130,7 +129,7 @@ def play(
     jnp.zeros(episodes),
     jnp.zeros(episodes, jnp.int32),
   )
-  # A step may give other dtypes than a reset, and never weak ones.
+  # The dtypes of a step may differ from those of a reset.
   cast = lambda x, like: jax.lax.convert_element_type(x, like.dtype)
   carry = jax.tree.map(cast, carry, jax.eval_shape(step, carry))
   _, _, _, going, returns, lengths = jax.lax.while_loop(unfinished, step, carry)
@@ -138,7 +137,7 @@ def play(
 
 
 def chooser(act: Act, actor: Any, key: chex.PRNGKey) -> Callable[[Any], int]:
-  """Observation -> action; each call draws from a key of its own."""
+  """Makes a function observation -> action with a new key per call."""
 
   @jax.jit
   def compiled(actor, step, observation):
@@ -155,10 +154,10 @@ def chooser(act: Act, actor: Any, key: chex.PRNGKey) -> Callable[[Any], int]:
 def play_game(
   game: games.Game, choose: Callable[[Any], int]
 ) -> tuple[float, int]:
-  """Plays a game in Python until it is over, all lives included.
+  """Plays a game in Python until it is over, with all its lives.
 
   Args:
-    game: what is played.
+    game: the game.
     choose: observation -> action.
 
   Returns:
@@ -176,16 +175,15 @@ def play_game(
 
 
 def over_episodes(returns: Any) -> harness.Interval:
-  """The mean return of the seeds' policies, as far as episodes vary.
+  """Mean return with an interval over episodes, for these policies only.
 
-  The interval is for the mean of exactly these policies. `mean_interval` of
-  the seeds' means is for what training gives on average.
+  Use `mean_interval` of the seeds' means for an interval over training runs.
 
   Args:
     returns: (seeds, episodes).
 
   Returns:
-    An `Interval` of Student's t, with the variance within seeds.
+    A Student t `Interval` from the variance within seeds.
   """
   returns = np.asarray(returns, np.float64)
   seeds, episodes = returns.shape
@@ -209,15 +207,15 @@ def report(
   updates: int,
   about: Mapping[str, Any],
 ) -> harness.Report:
-  """The report of an evaluation, whose folder is apart from the training's.
+  """Reports an evaluation in a folder of its own.
 
   Args:
-    options: what the flags say.
+    options: of the binary.
     settings: of the evaluation.
-    episodes: (seeds, episodes); kept in `episodes.csv`.
-    seeds: those of the policies.
-    updates: those before the checkpoint that was read.
-    about: the first cells of the table's row.
+    episodes: (seeds, episodes), written to `episodes.csv`.
+    seeds: seeds of the policies.
+    updates: number of updates before the checkpoint.
+    about: first cells of the row of the table.
   """
   folder = f'evaluation/{settings.policy}'
   returns = np.asarray(episodes.returns, np.float64)

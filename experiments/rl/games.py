@@ -1,9 +1,10 @@
-"""Environments in Python, one at a time: games of the Atari, and a cart-pole.
+"""Environments that Python steps: games of the Atari, and a cart-pole.
 
-The Atari ones need the extra `atari`. What an agent sees of them is usual: each
-action for 4 frames, the brighter of the last two in grey, 84 x 84, the last
-four such pictures; up to 30 idle actions at first; rewards clipped to [-1, 1].
-Where the literature differs, `Conventions` has the choice.
+Atari games need the extra `atari`. Preprocessing is the usual one: an action is
+held for 4 frames, an observation is a stack of four grey pictures of 84 x 84,
+each the maximum of the last two frames; a game starts with up to 30 idle
+actions, and rewards are clipped to [-1, 1]. `Conventions` has what differs in
+the literature.
 """
 
 import dataclasses
@@ -22,16 +23,16 @@ SKIP, SIDE, STACK, IDLE = 4, 84, 4, 30
 
 
 class Step(NamedTuple):
-  """What an action led to; there is no reset.
+  """Result of an action, before any reset.
 
   Attributes:
-    observation: after it.
-    reward: to learn from.
-    terminated: whether the episode ended by itself.
-    truncated: whether a limit cut it.
-    score: what the episode counts, which may be other than the reward.
-    game_over: whether the game has ended or was cut: where only a life was
-      lost, the episode ends and the game goes on.
+    observation: after the action.
+    reward: for learning.
+    terminated: whether the episode ended.
+    truncated: whether a limit cut the episode.
+    score: unclipped, for the report.
+    game_over: whether the game has ended or was cut; after a lost life, the
+      episode may end although the game continues.
   """
 
   observation: np.ndarray
@@ -47,8 +48,8 @@ class Game(Protocol):
 
   Attributes:
     shape: of an observation.
-    actions: their number.
-    frames: that one action takes.
+    actions: number of actions.
+    frames: number of frames per action.
   """
 
   shape: tuple[int, ...]
@@ -56,17 +57,17 @@ class Game(Protocol):
   frames: int
 
   def reset(self) -> np.ndarray:
-    """Begins an episode, and gives its first observation."""
+    """Begins an episode; gives its first observation."""
 
   def step(self, action: int) -> Step:
-    """Acts."""
+    """Takes an action."""
 
 
 Transition = tuple[Any, ...]
 
 
 def transition(observation: np.ndarray, action: int, after: Step) -> Transition:
-  """What a `bj.rl.Rollout` holds of one step of one game."""
+  """One step of one game, as a `bj.rl.Rollout` stores it."""
   return (
     observation,
     np.int32(action),
@@ -78,20 +79,20 @@ def transition(observation: np.ndarray, action: int, after: Step) -> Transition:
 
 
 def as_rollout(rows: Sequence[Sequence[Transition]]) -> bj.rl.Rollout:
-  """Stacks transitions, a row for each step, to arrays (steps, games, ...)."""
+  """Stacks transitions, one row per step, to arrays (steps, games, ...)."""
   stack = lambda rows: [np.stack(x) for x in zip(*rows, strict=True)]
   return bj.rl.Rollout(*stack([stack(row) for row in rows]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-  """What papers do differently in games of the Atari.
+  """Conventions for Atari games that differ between papers.
 
   Attributes:
-    sticky_actions: the probability that the emulator repeats the action before
-      for a frame; 0.25 in Machado et al., 2018, 0 in Mnih et al., 2015.
-    end_on_life_loss: whether a lost life ends the episode that is learnt from,
-      as in Mnih et al., 2015. The game goes on; its score is of all lives.
+    sticky_actions: probability per frame that the emulator repeats the previous
+      action; 0.25 in Machado et al., 2018, 0 in Mnih et al., 2015.
+    end_on_life_loss: whether a lost life ends a training episode, as in Mnih et
+      al., 2015. The game continues; its score counts all lives.
     fire_on_reset: whether FIRE is held for one step at the start of an episode,
       in games whose minimal action set has it: some wait for it.
   """
@@ -109,12 +110,12 @@ class Atari:
 
   Args:
     name: such as Seaquest.
-    rng: of the machine's seed and of idle actions.
+    rng: of the emulator's seed and of idle actions.
     conventions: see `Conventions`.
-    limit: frames of a game, at most: half an hour.
+    limit: maximum frames of a game, half an hour.
 
   Raises:
-    SettingsError: without the extra, or if there is no such game.
+    SettingsError: if the extra is missing or the game is unknown.
   """
 
   shape, frames = (SIDE, SIDE, STACK), SKIP
@@ -139,12 +140,12 @@ class Atari:
     self._rng, self._limit = rng, limit
     self._conventions, self._life_lost = conventions, False
     fire = ale_py.Action.FIRE
-    pressed = conventions.fire_on_reset and fire in self._legal
-    self._first_actions = [fire] * SKIP if pressed else []
+    fires = conventions.fire_on_reset and fire in self._legal
+    self._first_actions = [fire] * SKIP if fires else []
     self.actions = len(self._legal)
 
   def reset(self) -> np.ndarray:
-    """Begins an episode: a game with some idle actions, or the next life."""
+    """Begins an episode: a new game with idle actions, or the next life."""
     if not self._life_lost:
       self._ale.reset_game()
       for _ in range(self._rng.integers(IDLE + 1)):
@@ -153,8 +154,8 @@ class Atari:
       self._act_or_reset(action)
     self._lives, self._life_lost = self._ale.lives(), False
     screen = self._ale.getScreenGrayscale()
-    self._seen = np.repeat(_small(screen)[..., None], STACK, axis=-1)
-    return self._seen
+    self._stack = np.repeat(_small(screen)[..., None], STACK, axis=-1)
+    return self._stack
 
   def _act_or_reset(self, action: Any) -> None:
     self._ale.act(action)
@@ -162,7 +163,7 @@ class Atari:
       self._ale.reset_game()
 
   def step(self, action: int) -> Step:
-    """Holds an action for some frames."""
+    """Holds an action for `SKIP` frames."""
     score, screens = 0.0, []
     for frame in range(SKIP):
       score += self._ale.act(self._legal[action])
@@ -170,23 +171,23 @@ class Atari:
         screens.append(self._ale.getScreenGrayscale())
       if self._ale.game_over():
         break
-    # Sprites may be drawn in every other frame only.
+    # Some sprites are drawn in every other frame only.
     screens = screens or [self._ale.getScreenGrayscale()]
     new = _small(np.max(screens, axis=0))[..., None]
-    self._seen = np.concatenate([self._seen[..., 1:], new], axis=-1)
+    self._stack = np.concatenate([self._stack[..., 1:], new], axis=-1)
     over = self._ale.game_over()
     cut = self._ale.getEpisodeFrameNumber() >= self._limit and not over
     lives, before = self._ale.lives(), self._lives
     self._lives = lives
-    # Some games show 0 lives for some frames before they are over.
+    # Some games show 0 lives for some frames before the end.
     lost = 0 < lives < before and not (over or cut)
     self._life_lost = lost and self._conventions.end_on_life_loss
     clipped = float(np.clip(score, -1, 1))
     terminated = over or self._life_lost
-    return Step(self._seen, clipped, terminated, cut, score, over or cut)
+    return Step(self._stack, clipped, terminated, cut, score, over or cut)
 
   def screen(self) -> np.ndarray:
-    """What a person sees, uint8 (height, width, 3)."""
+    """The screen in colour, uint8 (height, width, 3)."""
     return self._ale.getScreenRGB()
 
 
@@ -197,37 +198,41 @@ def _small(screen: np.ndarray) -> np.ndarray:
 
 
 def rom(name: str) -> str:
-  """The file of an Atari game, or a SettingsError that says what is missing."""
+  """Path of the file of an Atari game.
+
+  Raises:
+    SettingsError: if the extra is missing or the game is unknown.
+  """
   roms = harness.load_extra('ale_py.roms', 'atari', name)
   folded = {each.replace('_', ''): each for each in roms.get_all_rom_ids()}
-  found = folded.get(name.casefold())
-  if found is None:
+  rom_id = folded.get(name.casefold())
+  if rom_id is None:
     titles = [each.title().replace('_', '') for each in folded.values()]
     raise environments.unknown(name, [*titles, 'CartPole'])
-  return str(roms.get_rom_path(found))
+  return str(roms.get_rom_path(rom_id))
 
 
 class CartPole:
-  """A pole on a cart, to be held up for 500 steps; Barto, Sutton, Anderson.
+  """A pole on a cart, to balance for 500 steps (Barto, Sutton and Anderson).
 
   Args:
-    rng: of the first states.
+    rng: of the initial states.
   """
 
   shape, actions, frames = (4,), 2, 1
 
   def __init__(self, rng: np.random.Generator):
-    """Keeps the generator."""
+    """Stores the generator."""
     self._rng = rng
 
   def reset(self) -> np.ndarray:
-    """Begins near upright."""
+    """Begins with the pole nearly upright."""
     self._state = self._rng.uniform(-0.05, 0.05, 4)
     self._time = 0
     return self._state.astype(np.float32)
 
   def step(self, action: int) -> Step:
-    """Pushes the cart for a fiftieth of a second."""
+    """Pushes the cart for 0.02 seconds."""
     x, speed, angle, turn = self._state
     force = 10.0 if action else -10.0
     sine, cosine = np.sin(angle), np.cos(angle)
@@ -250,5 +255,5 @@ def make(
   rng: np.random.Generator,
   conventions: Conventions = DEFAULT,
 ) -> Any:
-  """A game by its name: CartPole, or one of the Atari with its conventions."""
+  """Makes a game by its name: CartPole, or a game of the Atari."""
   return CartPole(rng) if name == 'CartPole' else Atari(name, rng, conventions)

@@ -1,4 +1,4 @@
-"""Games of MinAtar that look alike, stepped on the device."""
+"""Games of MinAtar with observations of the same shape, on the device."""
 
 from collections.abc import Sequence
 
@@ -12,26 +12,26 @@ from experiments.rl import environments, multi_task
 
 
 def make_tasks(names: Sequence[str]) -> multi_task.Tasks:
-  """Makes games with as many channels each.
+  """Makes games whose observations are padded to the same channels.
 
   Args:
-    names: such as Breakout.
+    names: of games, such as Breakout.
 
   Returns:
-    The games; actions that one lacks are not allowed there.
+    The tasks, with the actions that each game allows.
 
   Raises:
-    SettingsError: if a game is not there.
+    SettingsError: if a game is unknown, or if there are no names.
   """
   known = [environments.make(f'{n}-MinAtar', discrete=True) for n in names]
   if not known:
-    raise harness.SettingsError('there is no game: name at least one.')
+    raise harness.SettingsError('no games are given: name at least one.')
   channels = max(one.shape[-1] for one in known)
   games = [environments.padded(one.environment, channels) for one in known]
   counts = np.array([one.environment.actions for one in known])
 
   def collector(model, played, learning):
-    def of(game):
+    def make(game):
       def act(params, key, observations):
         logits, _ = model.outputs(params, observations, game)
         return model.family.sample(key, logits)
@@ -44,17 +44,17 @@ def make_tasks(names: Sequence[str]) -> multi_task.Tasks:
         window=learning.window,
       )
 
-    collectors = [of(game) for game in played]
+    collectors = [make(game) for game in played]
 
     def init(key):
       keys = jax.random.split(key, len(collectors))
       return tuple(c.init(k) for c, k in zip(collectors, keys))
 
     def collect(params, states):
-      found = [c.collect(params, s) for c, s in zip(collectors, states)]
-      rollouts = [rollout for rollout, _ in found]
+      pairs = [c.collect(params, s) for c, s in zip(collectors, states)]
+      rollouts, states = zip(*pairs, strict=True)
       batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts)
-      return batch, tuple(state for _, state in found)
+      return batch, states
 
     return bj.rl.Collector(
       init,

@@ -1,11 +1,11 @@
-"""MT10 of Meta-World: ten tasks of a robot's arm, simulated on the host.
+"""MT10 of Meta-World: ten tasks of a robot arm, simulated on the host.
 
-A rollout is the first `rollout` steps of episodes from fresh resets, so that it
-is a function of the parameters and of a key: the simulator keeps nothing
-between two of them, and a run resumes like any other. An episode of Meta-World
-has 500 steps. With fewer the episode is cut, the critic stands for the rest,
-and returns and successes are of the first steps only: they do not compare with
-published ones. The preset `mt10` takes 150. Needs the extra `mt10`.
+A rollout is the first `rollout` steps of episodes from new resets. It depends
+on the parameters and a key only: the simulator has no state between rollouts,
+so runs resume as usual. An episode of Meta-World has 500 steps. Shorter ones
+are truncated, the critic estimates the rest, and returns and successes count
+the first steps only: they are not comparable with published ones. The preset
+`mt10` takes 150 steps. Needs the extra `mt10`.
 """
 
 import functools
@@ -26,13 +26,12 @@ OBSERVATION, ACTION, LONGEST, VARIANTS = 39, 4, 500, 50
 
 
 class Finished(NamedTuple):
-  """Episodes of one task, the last ones, cut after the rollout's steps.
+  """The last episodes of one task, truncated after the rollout's steps.
 
   Attributes:
     returns: undiscounted, float32 (window,).
-    success: whether each succeeded within these steps, 0 or 1, float32
-      (window,).
-    count: episodes so far.
+    success: 1 for success within these steps, else 0, float32 (window,).
+    count: number of episodes so far.
   """
 
   returns: chex.Array
@@ -45,32 +44,32 @@ def _metaworld() -> Any:
 
 
 class Simulators:
-  """One simulator a task, and the variants of each task.
+  """One simulator per task, and the variants of each task.
 
   Args:
     names: of tasks.
   """
 
   def __init__(self, names: Sequence[str]):
-    """Compiles the models of the arm, a quarter of a second each."""
+    """Compiles the models of the arm, 0.25 seconds each."""
     benchmark = _metaworld().MT10(seed=0)
     self._variants = [
       [task for task in benchmark.train_tasks if task.env_name == name]
       for name in names
     ]
     self._simulators = [benchmark.train_classes[name]() for name in names]
-    # Programs on several devices may ask at once.
+    # Several devices may call at once.
     self._lock = threading.Lock()
 
   def play(
     self, params: Any, played: Sequence[int], variants: Any, noise: Any
   ) -> tuple[np.ndarray, ...]:
-    """Plays the first steps of episodes of all tasks, side by side.
+    """Plays the first steps of episodes of all tasks.
 
     Args:
-      params: of the model, arrays.
-      played: indices of tasks.
-      variants: of each task and episode, int (tasks, episodes).
+      params: arrays of the model.
+      played: indices of the tasks.
+      variants: index of a variant per task and episode, int (tasks, episodes).
       noise: standard normal, (tasks, steps, episodes, action).
 
     Returns:
@@ -80,7 +79,9 @@ class Simulators:
     params = jax.tree.map(np.asarray, params)
     variants, noise = np.asarray(variants), np.asarray(noise)
     tasks, steps, episodes, _ = noise.shape
-    seen = np.zeros((tasks, steps + 1, episodes, OBSERVATION), np.float32)
+    observations = np.zeros(
+      (tasks, steps + 1, episodes, OBSERVATION), np.float32
+    )
     actions = np.zeros(noise.shape, np.float32)
     rewards = np.zeros((tasks, steps, episodes), np.float32)
     success = np.zeros_like(rewards)
@@ -90,29 +91,29 @@ class Simulators:
         for episode in range(episodes):
           variant = self._variants[task][variants[at, episode]]
           simulator.set_task(variant)
-          seen[at, 0, episode], _ = simulator.reset()
+          observation, _ = simulator.reset()
+          observations[at, 0, episode] = observation
           for step in range(steps):
-            found = policy(params, seen[at, step, episode], task)
-            mean, deviation = found
+            observation = observations[at, step, episode]
+            mean, deviation = policy(params, observation, task)
             action = mean + deviation * noise[at, step, episode]
             after, reward, _, _, info = simulator.step(np.clip(action, -1, 1))
             actions[at, step, episode] = action
-            seen[at, step + 1, episode] = after
+            observations[at, step + 1, episode] = after
             rewards[at, step, episode] = reward
             success[at, step, episode] = info['success']
-    return seen, actions, rewards, success
+    return observations, actions, rewards, success
 
 
 def policy(params: Any, observation: np.ndarray, task: int) -> tuple[Any, Any]:
-  """The model's mean action and deviation, in NumPy.
+  """Mean and standard deviation of the model's actions, in NumPy.
 
-  A compiled function would be called from within another one here, for which
-  it can wait forever.
+  A compiled function called from within another one can deadlock.
 
   Args:
-    params: of `multi_task.Model`, arrays of NumPy.
+    params: of `multi_task.Model`, NumPy arrays.
     observation: (observation,).
-    task: its index.
+    task: index of the task.
 
   Returns:
     Two arrays (action,).
@@ -125,15 +126,15 @@ def policy(params: Any, observation: np.ndarray, task: int) -> tuple[Any, Any]:
   return mean, np.exp(heads['log_deviation'][task])
 
 
-# Of a process: a simulator is slow to make, and forgets at each reset.
+# Cached per process: simulators are slow to make, and a reset clears them.
 _simulators = functools.cache(Simulators)
 
 
 def names() -> tuple[str, ...]:
-  """The ten tasks.
+  """Names of the ten tasks.
 
   Raises:
-    SettingsError: without the extra.
+    SettingsError: if the extra is missing.
   """
   return tuple(_metaworld().env_dict.MT10_V3)
 
@@ -142,13 +143,13 @@ def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:
   """Makes tasks of MT10.
 
   Args:
-    chosen: such as reach-v3; all ten without any.
+    chosen: names such as reach-v3; all ten if empty.
 
   Returns:
     The tasks.
 
   Raises:
-    SettingsError: if a task is not there, or without the extra.
+    SettingsError: if a task is unknown, or if the extra is missing.
   """
   known = names()
   for name in chosen:
@@ -161,16 +162,16 @@ def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:
     steps, episodes = learning.rollout, learning.environments
     if steps > LONGEST:
       raise harness.SettingsError(
-        f'an episode of MT10 has at most {LONGEST} steps, so that a rollout '
-        f'has no more: got {steps}.'
+        f'a rollout of MT10 has at most {LONGEST} steps, the length of an '
+        f'episode: got {steps}.'
       )
-    each = (len(played), steps, episodes)
+    axes = (len(played), steps, episodes)
     like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     shapes = (
       like(len(played), steps + 1, episodes, OBSERVATION),
-      like(*each, ACTION),
-      like(*each),
-      like(*each),
+      like(*axes, ACTION),
+      like(*axes),
+      like(*axes),
     )
 
     def init(key):
@@ -184,14 +185,19 @@ def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:
       key, finished = state
       key, one, two = jax.random.split(key, 3)
       variants = jax.random.randint(one, (len(played), episodes), 0, VARIANTS)
-      noise = jax.random.normal(two, (*each, ACTION), jnp.float32)
-      seen, actions, rewards, success = jax.pure_callback(
+      noise = jax.random.normal(two, (*axes, ACTION), jnp.float32)
+      observations, actions, rewards, success = jax.pure_callback(
         play, shapes, params, variants, noise, vmap_method='sequential'
       )
       last = jnp.arange(steps)[:, None] == steps - 1
-      cut = jnp.broadcast_to(last, each)
+      cut = jnp.broadcast_to(last, axes)
       rollout = bj.rl.Rollout(
-        seen[:, :-1], actions, rewards, jnp.zeros_like(cut), cut, seen[:, 1:]
+        observations[:, :-1],
+        actions,
+        rewards,
+        jnp.zeros_like(cut),
+        cut,
+        observations[:, 1:],
       )
       push = lambda ring, new: jnp.concatenate([ring, new], axis=1)[
         :, -learning.window :
@@ -203,14 +209,16 @@ def make_tasks(chosen: Sequence[str] = ()) -> multi_task.Tasks:
       )
       return rollout, (key, after)
 
-    def shown(state):
+    def last_episodes(state):
       finished = state[1]
       return tuple(
         Finished(finished.returns[i], finished.success[i], finished.count)
         for i in range(len(played))
       )
 
-    return bj.rl.Collector(init, collect, shown, len(played) * steps * episodes)
+    return bj.rl.Collector(
+      init, collect, last_episodes, len(played) * steps * episodes
+    )
 
   return multi_task.Tasks(
     chosen,

@@ -1,4 +1,4 @@
-"""One policy for several tasks: a shared trunk, a head a task."""
+"""One policy for several tasks: a shared trunk with a head per task."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,24 +13,23 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.rl import networks
 
-# Of an action that a task does not have: as good as never.
-_NEVER = -1e9
+_INVALID_LOGIT = -1e9  # Of actions that a task does not have.
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-  """What is the same for all methods.
+  """Learning, the same for all methods.
 
   Attributes:
-    environments: of each task, side by side.
-    rollout: steps of each environment in an update; for mt10, the first ones of
-      an episode, which has 500: returns and successes are of these steps only.
+    environments: number of parallel environments per task.
+    rollout: steps of each environment in an update; for mt10 the first steps of
+      an episode, to which returns and successes are limited.
     discount: of rewards.
-    decay: of generalised advantages.
+    decay: of generalised advantage estimates.
     entropy: weight of the policy's entropy.
     critic: weight of the critic's loss.
     reward_scale: factor of rewards in the losses.
-    window: last episodes of each task whose returns count.
+    window: number of last episodes per task in the reported mean return.
   """
 
   environments: int = 32
@@ -44,17 +43,17 @@ class Learning:
 
 
 class Tasks(NamedTuple):
-  """Tasks with observations and actions that all of them fit into.
+  """Tasks with observations and actions of the same shapes.
 
   Attributes:
     names: of the tasks.
-    shape: of an observation of any of them.
-    actions: the largest number of them, or the shape of a continuous one.
-    allowed: which of them each task has, bool (tasks, actions); None for all.
-    collector: (model, indices of the tasks that are played, learning) -> what
-      makes rollouts with a leading axis of these tasks; its episodes are one
-      item a task.
-    measure: of one such item, metrics by name; `return` is one of them.
+    shape: of an observation.
+    actions: the largest number of actions, or the shape of a continuous action.
+    allowed: actions that each task has, bool (tasks, actions); None for all.
+    collector: (model, indices of played tasks, learning) -> collector of
+      rollouts with a leading axis of these tasks; its `episodes` has one entry
+      per task.
+    measure: from such an entry to metrics by name, with `return`.
   """
 
   names: tuple[str, ...]
@@ -104,26 +103,27 @@ class Model(NamedTuple):
     return bj.sequences(trunk=self.trunk.init(one), heads=heads)
 
   def outputs(self, params: Any, observations: chex.Array, task: Any) -> Any:
-    """The policy's outputs, for n observations of one task, and values (n,)."""
+    """Outputs of the policy for n observations of a task, and values (n,)."""
     features = jax.vmap(self.trunk.apply, (None, 0))(params.trunk, observations)
-    of = lambda head: features @ head['w'][task] + head['b'][task]
-    found, values = of(params.heads['actor']), of(params.heads['critic'])[:, 0]
+    apply = lambda head: features @ head['w'][task] + head['b'][task]
+    outputs = apply(params.heads['actor'])
+    values = apply(params.heads['critic'])[:, 0]
     if 'log_deviation' in params.heads:
-      spread = params.heads['log_deviation'][task]
-      return (found, jnp.broadcast_to(spread, found.shape)), values
+      log_deviation = params.heads['log_deviation'][task]
+      return (outputs, jnp.broadcast_to(log_deviation, outputs.shape)), values
     if self.tasks.allowed is not None:
       allowed = jnp.asarray(self.tasks.allowed)[task]
-      found = jnp.where(allowed, found, _NEVER)
-    return found, values
+      outputs = jnp.where(allowed, outputs, _INVALID_LOGIT)
+    return outputs, values
 
   def _units(self):
     like = jax.eval_shape(self.trunk.init, jax.random.key(0))
-    seen = jnp.zeros(self.tasks.shape)
-    return jax.eval_shape(self.trunk.apply, like, seen).shape[0]
+    observation = jnp.zeros(self.tasks.shape)
+    return jax.eval_shape(self.trunk.apply, like, observation).shape[0]
 
 
 def make_model(tasks: Tasks) -> Model:
-  """The network of one task, without its last layer, for several."""
+  """Makes a model whose trunk is a network without its last layer."""
   body = networks.body(tasks.shape)
   return Model(tasks, networks.network(tasks.shape, 0, **body))
 
@@ -136,14 +136,14 @@ def make_oracle(
   key: Any,
   played: Sequence[int] | None = None,
 ) -> bj.oracles.Oracle:
-  """The aggregated gradient of the tasks' losses, each on its own rollout.
+  """Makes the aggregated gradient of the tasks' losses on their rollouts.
 
   Args:
     model: of all tasks.
-    aggregator: of as many objectives as tasks are played.
-    learning: what is the same for all methods.
+    aggregator: of as many objectives as played tasks.
+    learning: parameters of learning.
     key: of environments and actions.
-    played: indices of tasks; None for all.
+    played: indices of the played tasks; None for all.
 
   Returns:
     An oracle whose `bj.outputs` has the episodes of each task.

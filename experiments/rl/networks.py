@@ -1,4 +1,4 @@
-"""Networks of policies and values, as pure functions of their weights."""
+"""Networks of policies and values, as pure functions of weights."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ class Perceptron(nnx.Module):
     last: float,
     rngs: nnx.Rngs,
   ):
-    """Initial weights; those of the last layer are `last` times as large."""
+    """Initialises weights; the scale of the last layer is `last`."""
     sizes = [math.prod(shape), *hidden]
     self.layers = nnx.List(
       [_dense(i, o, 2**0.5, rngs) for i, o in itertools.pairwise(sizes)]
@@ -39,7 +39,7 @@ class Perceptron(nnx.Module):
     self.head = _dense(sizes[-1], outputs, last, rngs) if outputs else None
 
   def __call__(self, x: chex.Array) -> chex.Array:
-    """Outputs of one observation; without any, the last hidden layer."""
+    """Outputs for one observation, or its last hidden layer without any."""
     x = jnp.ravel(x)
     for layer in self.layers:
       x = jnp.tanh(layer(x))
@@ -49,15 +49,14 @@ class Perceptron(nnx.Module):
 class Convolution(nnx.Module):
   """A convolution without padding, as one product with all patches.
 
-  Where workers or seeds with weights of their own are mapped, it stays a
-  product. A convolution would become one in groups, which on a CPU takes a
-  hundred times as long.
+  Mapped over weights it stays a product. A mapped convolution would become a
+  grouped one, which takes 100 times as long on a CPU.
   """
 
   def __init__(
     self, inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs
   ):
-    """Initial weights, for patches of `size` x `size`."""
+    """Initialises weights for patches of `size` x `size`."""
     self.size, self.stride = size, stride
     self.dense = _dense(size * size * inputs, outputs, 2**0.5, rngs)
 
@@ -100,7 +99,7 @@ class Convolutions(nnx.Module):
     self.head = _dense(hidden, outputs, last, rngs) if outputs else None
 
   def __call__(self, x: chex.Array) -> chex.Array:
-    """Outputs of one observation; without any, the hidden layer."""
+    """Outputs for one observation, or its hidden layer without any."""
     if jnp.issubdtype(x.dtype, jnp.uint8):
       x = x.astype(jnp.float32) / 255
     for layer in self.convolutions:
@@ -109,19 +108,19 @@ class Convolutions(nnx.Module):
     return x if self.head is None else self.head(x)
 
 
-# Of games of 10 x 10 cells; and of Mnih et al., 2016, for 84 x 84 pixels.
+# Layers for games of 10 x 10 cells, and those of Mnih et al., 2016.
 MINATAR = ((16, 3, 1),)
 ATARI = ((16, 8, 4), (32, 4, 2))
 
 
 def body(shape: tuple[int, ...]) -> dict[str, Any]:
-  """The layers that fit an observation: its shape decides.
+  """Chooses layers by the shape of an observation.
 
   Args:
     shape: of one observation: pixels, cells with channels, or a vector.
 
   Returns:
-    The arguments of `network`, beside the shape, that stand for them.
+    Arguments of `network`: `layers` and `hidden`.
   """
   if len(shape) < 3:
     return {'layers': (), 'hidden': (64, 64)}
@@ -138,13 +137,13 @@ def network(
   hidden: Sequence[int],
   last: float = 1.0,
 ) -> harness.Network:
-  """A network for observations of a shape.
+  """Makes a network for observations of a shape.
 
   Args:
     shape: of one observation.
-    outputs: how many; 0 for the last hidden layer itself.
+    outputs: number of outputs; 0 for the last hidden layer.
     layers: convolutions, (channels, size, stride); () for none.
-    hidden: units of the dense layers; one behind convolutions.
+    hidden: units of the dense layers; one layer after convolutions.
     last: scale of the last layer's initial weights.
 
   Returns:
@@ -161,7 +160,7 @@ def network(
 
 
 class Agent(NamedTuple):
-  """A policy and a value with networks of their own.
+  """A policy and a value with separate networks.
 
   Attributes:
     init: PRNG key -> `bj.rl.ActorCriticParams`.
@@ -175,14 +174,14 @@ class Agent(NamedTuple):
 
 
 def agent(shape: tuple[int, ...], actions: int | tuple[int, ...]) -> Agent:
-  """Networks for an environment, by the shape of its observations.
+  """Makes networks for an environment.
 
   Args:
     shape: of one observation.
     actions: of a `bj.rl.Environment`.
 
   Returns:
-    An `Agent`; first actions are nearly uniform.
+    An `Agent`, whose first actions are nearly uniform.
   """
   normal = isinstance(actions, tuple)
   outputs = actions[0] if isinstance(actions, tuple) else actions
@@ -197,8 +196,8 @@ def agent(shape: tuple[int, ...], actions: int | tuple[int, ...]) -> Agent:
     return bj.rl.ActorCriticParams(weights, critic.init(two))
 
   def policy(weights, observation):
-    found = actor.apply(weights['network'], observation)
-    return (found, weights['log_deviation']) if normal else found
+    outputs = actor.apply(weights['network'], observation)
+    return (outputs, weights['log_deviation']) if normal else outputs
 
   value = lambda weights, observation: critic.apply(weights, observation)[0]
   return Agent(init, policy, value)

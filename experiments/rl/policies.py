@@ -1,4 +1,4 @@
-"""Policies kept in a file, and shown: one episode as a GIF."""
+"""Stores policies in files, plays them and draws episodes as GIFs."""
 
 import io
 import json
@@ -22,9 +22,9 @@ class Policy(NamedTuple):
   """A trained policy.
 
   Attributes:
-    env: name of its environment.
+    env: name of the environment.
     actor: weights.
-    about: plain values, the return it was saved with for instance.
+    about: plain values, such as the return of its training.
   """
 
   env: str
@@ -36,8 +36,8 @@ def save(path: files.Path, policy: Policy) -> pathlib.Path:
   """Writes a policy to a file.
 
   Args:
-    path: ends in .npz.
-    policy: what is kept.
+    path: of the file, ends in .npz.
+    policy: the policy.
 
   Returns:
     The path.
@@ -59,11 +59,11 @@ def save_best(
   """Writes the policy of the seed with the best return.
 
   Args:
-    path: ends in .npz.
+    path: of the file, ends in .npz.
     env: name of the environment.
     actors: weights with a leading axis of seeds.
     returns: (seeds,), NaN for a seed that stopped.
-    **about: plain values that are kept beside the return.
+    **about: plain values, stored with the return.
   """
   returns = np.asarray(returns)
   best = int(np.nanargmax(returns)) if np.isfinite(returns).any() else 0
@@ -73,7 +73,7 @@ def save_best(
 
 
 def load(path: files.Path) -> Policy:
-  """Reads what `save` has written.
+  """Reads a policy that `save` has written.
 
   Args:
     path: of the file.
@@ -82,18 +82,19 @@ def load(path: files.Path) -> Policy:
     The policy.
 
   Raises:
-    MissingDataError: if there is no such file.
-    DamagedDataError: if it holds no policy.
+    MissingDataError: if the file is missing.
+    DamagedDataError: if it has no policy.
   """
   path = pathlib.Path(path)
   if not path.exists():
     raise harness.MissingDataError(
-      f'there is no policy in {path}: train there first.'
+      f'there is no policy in {path}: train one first.'
     )
   try:
-    with np.load(path) as held:
-      about = json.loads(str(held['about']))
-      leaves = [held[name] for name in sorted(held.files) if name != 'about']
+    with np.load(path) as arrays:
+      about = json.loads(str(arrays['about']))
+      names = sorted(set(arrays.files) - {'about'})
+      leaves = [arrays[name] for name in names]
     env = about.pop('env')
     agent = networks.agent(*_spaces(env))
     like = jax.eval_shape(agent.init, jax.random.key(0)).actor
@@ -104,16 +105,14 @@ def load(path: files.Path) -> Policy:
     raise
   except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise harness.DamagedDataError(
-      f'{path} holds no policy: {reason}'
-    ) from error
+    raise harness.DamagedDataError(f'{path} has no policy: {reason}') from error
   return Policy(
     env, jax.tree.unflatten(jax.tree.structure(like), leaves), about
   )
 
 
 def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
-  """The shape of an observation, and the actions."""
+  """Shape of an observation, and the actions."""
   if env in environments.registered():
     known = environments.make(env)
     return known.shape, known.environment.actions
@@ -122,16 +121,16 @@ def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
 
 
 def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
-  """One episode with the likeliest actions.
+  """Plays one episode with the likeliest actions.
 
   Args:
-    policy: whose environment is one of gymnax, or a game.
+    policy: for an environment of gymnax, or for a game.
     key: of the environment.
-    limit: steps, at most.
+    limit: maximum number of steps.
 
   Returns:
-    The states and observations before each step, of a game its screens and
-    observations, and the return.
+    States, or screens of a game, with observations before each step; and the
+    return.
   """
   if policy.env not in environments.registered():
     return _play_game(policy, key, limit)
@@ -139,15 +138,15 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
   environment = known.environment
   agent = networks.agent(known.shape, environment.actions)
 
-  def step(carry, key):
+  def advance(carry, key):
     observation, state, going, total = carry
     outputs = agent.policy(policy.actor, observation)
     continuous = isinstance(environment.actions, tuple)
     action = outputs[0] if continuous else jnp.argmax(outputs)
-    found = bj.rl.Timestep(*environment.step(key, state, action))
-    total = total + jnp.where(going, found.reward, 0)
-    still = going & ~(found.terminated | found.truncated)
-    after = (found.observation, found.state, still, total)
+    step = bj.rl.Timestep(*environment.step(key, state, action))
+    total = total + jnp.where(going, step.reward, 0)
+    still = going & ~(step.terminated | step.truncated)
+    after = (step.observation, step.state, still, total)
     cast = lambda x, like: jax.lax.convert_element_type(x, like.dtype)
     return jax.tree.map(cast, after, carry), (state, observation, going)
 
@@ -155,11 +154,11 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
     start, keys = jax.random.split(key)
     carry = (*environment.reset(start), jnp.array(True), jnp.float32(0))
     carry = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), carry)
-    # The dtypes of a step, where they are wider than those of a reset.
-    wide = jax.eval_shape(step, carry, start)[0]
+    # The dtypes of a step may be wider than those of a reset.
+    wide = jax.eval_shape(advance, carry, start)[0]
     carry = jax.tree.map(lambda x, y: x.astype(y.dtype), carry, wide)
-    carry, seen = jax.lax.scan(step, carry, jax.random.split(keys, limit))
-    return carry[-1], seen
+    carry, states = jax.lax.scan(advance, carry, jax.random.split(keys, limit))
+    return carry[-1], states
 
   total, (states, observations, going) = jax.device_get(jax.jit(run)(key))
   count = int(going.sum())
@@ -172,14 +171,14 @@ def _play_game(policy, key, limit):
   rng = np.random.default_rng(int(jax.random.bits(key)))
   game = games.make(policy.env, rng)
   agent = networks.agent(game.shape, game.actions)
-  act = jax.jit(lambda actor, seen: jnp.argmax(agent.policy(actor, seen)))
-  frames, total, seen = [], 0.0, game.reset()
+  act = jax.jit(lambda actor, x: jnp.argmax(agent.policy(actor, x)))
+  frames, total, observation = [], 0.0, game.reset()
   for _ in range(limit):
     screen = game.screen() if isinstance(game, games.Atari) else None
-    frames.append((screen, seen))
-    found = game.step(int(act(policy.actor, seen)))
-    seen, total = found.observation, total + found.score
-    if found.terminated or found.truncated:
+    frames.append((screen, observation))
+    step = game.step(int(act(policy.actor, observation)))
+    observation, total = step.observation, total + step.score
+    if step.terminated or step.truncated:
       break
   return frames, total
 
@@ -195,41 +194,42 @@ def render(
   """Plays an episode and writes it as a small GIF.
 
   Args:
-    policy: what plays.
-    path: ends in .gif.
+    policy: the policy.
+    path: of the file, ends in .gif.
     key: of the environment.
-    limit: steps, at most.
-    frames: at most so many of them, evenly spaced, are drawn.
+    limit: maximum number of steps.
+    frames: maximum number of drawn steps, evenly spaced.
 
   Returns:
     The return of the episode.
 
   Raises:
-    SettingsError: if nobody knows how to draw the environment.
+    SettingsError: if the environment cannot be drawn.
   """
   compiled = policy.env in environments.registered()
   if compiled or policy.env == 'CartPole':
     draw = drawing.painter(policy.env)
-  else:  # A game draws itself.
-    draw = lambda screen, seen: screen
+  else:
+    draw = lambda screen, observation: screen
   states, total = play(policy, key=key, limit=limit)
   every = -(-len(states) // frames)
   pictures = (Image.fromarray(draw(*each)) for each in states[::every])
-  # 50 steps a second, where none is left out.
+  # 50 steps per second.
   films.write_film(path, pictures, milliseconds=20 * every, colours=16)
   return total
 
 
-def show(kept: files.Path) -> None:
-  """Draws an episode of a policy that was kept, into `policy.gif` beside it.
+def show(policy_file: files.Path) -> None:
+  """Draws an episode to `policy.gif` in the folder of a policy's file.
+
+  If the environment cannot be drawn, this prints the reason.
 
   Args:
-    kept: its file. Where nobody knows how to draw its environment, that is
-      printed, and nothing is drawn.
+    policy_file: made by `save`.
   """
-  path = pathlib.Path(kept).with_name('policy.gif')
+  path = pathlib.Path(policy_file).with_name('policy.gif')
   try:
-    total = render(load(kept), path, key=jax.random.key(0))
+    total = render(load(policy_file), path, key=jax.random.key(0))
   except harness.SettingsError as error:
     print(error)
     return

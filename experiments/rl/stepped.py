@@ -1,7 +1,7 @@
-"""Runs that Python steps: their folder, records and checkpoints.
+"""Runs of games that Python steps: folder, records and checkpoints.
 
-They go on after a kill from what was saved, not bit for bit: episodes that were
-under way begin anew.
+After a kill they resume from the last checkpoint, but not bit for bit: current
+episodes begin again.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ class Session:
   """An opened run; see `opened`.
 
   Attributes:
-    terminated: tells whether there was a SIGTERM, after which a run ends.
+    terminated: whether there was a SIGTERM, after which a run has to end.
     restored: the newest checkpoint, or None.
-    records: of metrics.
-    saved_step: the step of the newest checkpoint; 0 without one.
+    records: writer of metrics.
+    saved_step: step of the newest checkpoint; 0 without one.
   """
 
   def __init__(
@@ -34,7 +34,7 @@ class Session:
     records: harness.MetricsWriter,
     save_seconds: float,
   ):
-    """Keeps what is opened."""
+    """Stores the parts of an opened run."""
     self.terminated, self.records = terminated, records
     self.restored = restored
     self.saved_step = 0 if restored is None else restored.step
@@ -42,11 +42,11 @@ class Session:
     self._saved_at = time.monotonic()
 
   def due(self) -> bool:
-    """Whether it is time for a checkpoint."""
+    """Whether a checkpoint is due."""
     return time.monotonic() - self._saved_at >= self._save_seconds
 
   def save(self, step: int, tree: Any, extra: dict[str, Any]) -> None:
-    """Saves a checkpoint, and waits until it is written."""
+    """Saves a checkpoint and waits until it is written."""
     if step != self.saved_step:
       self._saved.save(step, tree, extra)
       self._saved.wait()
@@ -60,13 +60,13 @@ def opened(
   like: Any,
   save_seconds: float,
 ) -> Iterator[Session]:
-  """Opens the folder of a run, and reads its newest checkpoint.
+  """Opens the folder of a run and reads its newest checkpoint.
 
   Args:
     folder: of the run; locked while it is open.
-    settings: a run with others in the same folder is refused.
-    like: what a checkpoint holds, or its shapes.
-    save_seconds: least time between two checkpoints.
+    settings: of the run; a folder with other settings is refused.
+    like: the tree of a checkpoint, or its shapes.
+    save_seconds: minimum time between two checkpoints.
 
   Yields:
     A `Session`.
@@ -86,6 +86,6 @@ def opened(
 
 
 def say_terminated(name: str, step: str) -> None:
-  """Tells that a run ended early, and how it goes on."""
-  message = f'{name}: terminated after {step}; the same command goes on.'
+  """Prints that a run ended early, and how to resume it."""
+  message = f'{name}: terminated after {step}; the same command resumes it.'
   print(message, file=sys.stderr, flush=True)

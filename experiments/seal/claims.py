@@ -1,4 +1,4 @@
-"""What the paper on SEAL claims, and how it is judged here."""
+"""Claims of the paper on SEAL, and the runs that judge them."""
 
 from experiments import harness
 
@@ -14,9 +14,9 @@ PAPER = harness.Paper(
 _SUBSTITUTED = 'SmolLM2-135M, Alpaca and Dolly rows, HH harmless test rows'
 
 
-def _on_rows(words: str, metric: str, **bound: object) -> harness.Claim:
+def _on_rows(sentence: str, metric: str, **bound: object) -> harness.Claim:
   return harness.Claim(
-    words,
+    sentence,
     run='rank',
     metric=metric,
     published='-',
@@ -64,7 +64,10 @@ RUNS = {
   'train': harness.Run(
     'train',
     **_ROWS,
-    flags=(f'--scores={_HARMLESS}', '--ways=all,kept,clean,mixture,surgery'),
+    flags=(
+      f'--scores={_HARMLESS}',
+      '--selection_methods=all,kept,clean,mixture,surgery',
+    ),
     presets=(),
   ),
 }
@@ -72,18 +75,18 @@ RUNS = {
 CLAIMS = (
   *(
     harness.Claim(
-      f'Losses that stand still, whole epochs: {words} drops the rows that a '
-      'sort of the losses would drop.',
+      f'Fixed losses, whole epochs: {title} drops the rows that a sort of the '
+      'losses drops.',
       run='static',
       metric=f'agreement/{name}/epochs=3',
       at_least=0.95,
       published='-',
     )
-    for name, words in (('descent', 'descent'), ('mirror', 'mirror descent'))
+    for name, title in (('descent', 'descent'), ('mirror', 'mirror descent'))
   ),
   harness.Claim(
-    'Losses that stand still, three epochs: the published Adam on all scores '
-    'drops fewer unsafe rows than descent.',
+    'Fixed losses, three epochs: the published Adam on all scores drops fewer '
+    'unsafe rows than descent.',
     run='static',
     metric='unsafe_drop/adam/epochs=3',
     at_most='unsafe_drop/descent/epochs=3',
@@ -92,13 +95,13 @@ CLAIMS = (
     presets=('quick', 'paper'),
   ),
   _on_rows(
-    'Shuffled answers among ordinary rows: the selector tells them apart (area '
+    'Shuffled answers among ordinary rows: the selector detects them (area '
     'under the ROC curve).',
     'auroc/seal/shuffled',
     at_least=0.8,
   ),
   _on_rows(
-    'Shuffled answers: it is not below the loss of the first model.',
+    'Shuffled answers: the selector is not below the loss of the first model.',
     'auroc/seal/shuffled',
     at_least='auroc/initial_loss/shuffled',
     lead=-0.02,

@@ -1,17 +1,17 @@
-"""Scores of rows without a selector: what a bilevel one has to be better than.
+"""Control scores of rows: cheap rivals of a learnt selector.
 
-All are pure functions to a score a row, higher for rows to keep. They see what
-a model says of the rows, or their texts; none of them trains anything.
+All are pure functions that give one score per row, higher for rows to keep.
+They read a model's losses or representations, or the texts; none trains.
 
 | score | after | needs |
 |---|---|---|
 | `random` | - | nothing |
 | `by_length` | - | lengths |
 | `hashed_ngrams` | DSIR | the texts |
-| `by_loss` | - | losses under one model, the first or a safe one |
-| `by_excess` | excess loss, as TOSS a row | losses under two models |
+| `by_loss` | - | losses under one model |
+| `by_excess` | TOSS, per row | losses under two models |
 | `by_excess_tokens` | TOSS | losses of tokens under two models |
-| `by_distance` | LARF, DRA | representations of the rows and of anchors |
+| `by_distance` | LARF, DRA | representations of rows and reference rows |
 | `by_gradient` | gradient similarity | derivatives of losses |
 """
 
@@ -29,37 +29,37 @@ _WORD = re.compile(r'\w+|[^\w\s]')
 
 
 def random(rows: int, seed: int) -> np.ndarray:
-  """A coin for each row."""
+  """Uniform random scores."""
   return np.random.default_rng(seed).uniform(size=rows)
 
 
 def by_length(mask: np.ndarray) -> np.ndarray:
-  """The number of tokens of each answer: the longer is kept."""
+  """The number of tokens of each answer."""
   return np.asarray(mask > 0).sum(-1).astype(np.float64)
 
 
 def _counts(text: str, buckets: int) -> np.ndarray:
-  """How often hashed words and pairs of words are in a text, (buckets,)."""
+  """Counts of hashed words and pairs of words in a text, (buckets,)."""
   words = _WORD.findall(text.lower())
-  found = np.zeros(buckets)
+  counts = np.zeros(buckets)
   for gram in [*zip(words), *itertools.pairwise(words)]:
-    # By crc32: Python's own hash differs from process to process.
-    found[zlib.crc32(' '.join(gram).encode()) % buckets] += 1
-  return found
+    # Python's own hash differs between processes.
+    counts[zlib.crc32(' '.join(gram).encode()) % buckets] += 1
+  return counts
 
 
 def hashed_ngrams(
   texts: Sequence[str], target: Sequence[str], *, buckets: int = 10_000
 ) -> np.ndarray:
-  """How much likelier a text is among the target's than among these.
+  """Log-likelihood ratio of each text between two sets of texts.
 
-  Bags of hashed words and pairs of words, one distribution of each set: the
-  logarithm of the ratio, summed over a text.
+  A set is a distribution of hashed words and pairs of words. The log ratio of
+  the distribution of the target and that of the texts is summed over a text.
 
   Args:
-    texts: of the rows.
-    target: of the safe rows.
-    buckets: of the hash.
+    texts: of the rows to rank.
+    target: texts of the safe rows.
+    buckets: number of hash buckets.
 
   Returns:
     (rows,), nats.
@@ -69,14 +69,14 @@ def hashed_ngrams(
     Importance Resampling <https://arxiv.org/abs/2302.03169>`_, 2023.
   """
   counts = np.stack([_counts(text, buckets) for text in texts])
-  there = np.sum([_counts(text, buckets) for text in target], axis=0)
-  share = lambda total: (total + 1) / (total + 1).sum()
-  ratio = np.log(share(there)) - np.log(share(counts.sum(0)))
+  target_counts = np.sum([_counts(text, buckets) for text in target], axis=0)
+  smoothed = lambda total: (total + 1) / (total + 1).sum()
+  ratio = np.log(smoothed(target_counts)) - np.log(smoothed(counts.sum(0)))
   return counts @ ratio
 
 
 def row_means(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Means over the tokens of each answer, (rows,); 0 over none."""
+  """Means over the tokens of each answer, (rows,); 0 for empty answers."""
   total = np.where(mask > 0, tokens, 0).sum(-1)
   return total / np.maximum((mask > 0).sum(-1), 1)
 
@@ -94,9 +94,14 @@ def by_loss(losses: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def by_excess(
   tuned: np.ndarray, first: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-  """Minus what a model that was tuned on safe rows loses more than the first.
+  """Minus the mean loss that a model gains by tuning on safe rows.
 
-  What is hard for both, by its style or its subject, cancels.
+  Difficulty of style or subject cancels.
+
+  Args:
+    tuned: losses of tokens under the tuned model, (rows, tokens), nats.
+    first: the same under the first model.
+    mask: 1 for tokens of the answer.
   """
   return -row_means(np.asarray(tuned) - np.asarray(first), mask)
 
@@ -108,18 +113,18 @@ def by_excess_tokens(
   *,
   discard: float = 0.2,
 ) -> np.ndarray:
-  """Minus the share of a row's tokens that are among those of largest excess.
+  """Minus the fraction of a row's tokens whose excess loss is largest.
 
   Args:
-    tuned: losses of tokens under a model that was tuned on safe rows.
-    first: under the first one, (rows, tokens) both.
+    tuned: losses of tokens under a model tuned on safe rows, (rows, tokens).
+    first: the same under the first model.
     mask: 1 for tokens of the answer.
-    discard: the share of all tokens that is marked.
+    discard: fraction of all tokens that is marked.
 
   References:
     Token-level selection by the loss under two models, TOSS
-    <https://arxiv.org/abs/2603.01185>, 2026: there of a degraded and of a
-    useful model, and the marked tokens are masked rather than rows dropped.
+    <https://arxiv.org/abs/2603.01185>, 2026. It compares a degraded with a
+    useful model, and masks tokens instead of dropping rows.
   """
   excess, inside = np.asarray(tuned) - np.asarray(first), np.asarray(mask) > 0
   bound = np.quantile(excess[inside], 1 - discard)
@@ -133,61 +138,60 @@ def by_distance(
   *,
   ridge: float = 0.1,
 ) -> np.ndarray:
-  """How much nearer representations are to safe anchors than to unsafe ones.
+  """Distance of rows to unsafe reference rows less that to safe ones.
 
-  All are whitened by the covariance of the rows, so that no direction counts
-  for its size alone; distances are to the anchors' mean.
+  Distances are to the mean of the reference rows, after all representations
+  are whitened by the covariance of the rows.
 
   Args:
-    rows: (rows, width).
-    safe: representations of safe anchors, (anchors, width).
-    unsafe: of unsafe ones; None for the distance to the safe ones alone.
+    rows: representations of the rows to rank, (rows, width).
+    safe: those of safe reference rows, (reference rows, width).
+    unsafe: those of unsafe ones; None for minus the distance to the safe rows.
     ridge: added to the covariance, in units of its mean variance.
 
   Returns:
-    (rows,).
+    Scores (rows,).
 
   References:
-    LARF <https://arxiv.org/abs/2507.18631> and DRA
-    <https://arxiv.org/abs/2502.11411>, both 2025, in their main idea.
+    The main idea of LARF <https://arxiv.org/abs/2507.18631> and DRA
+    <https://arxiv.org/abs/2502.11411>, both 2025.
   """
   rows = np.asarray(rows, np.float64)
   centre = rows.mean(0)
-  spread = np.cov(rows.T, bias=True).reshape(rows.shape[1], rows.shape[1])
-  mean = np.trace(spread) / len(spread)
-  values, vectors = np.linalg.eigh(spread)
-  # The least size keeps what is constant from being divided by nothing.
+  covariance = np.cov(rows.T, bias=True).reshape(rows.shape[1], -1)
+  mean = np.trace(covariance) / len(covariance)
+  values, vectors = np.linalg.eigh(covariance)
+  # The constant avoids a division by zero in directions without variance.
   scale = np.sqrt(np.maximum(values, 0) + ridge * mean + 1e-30)
   white = lambda points: (
     (np.asarray(points, np.float64) - centre) @ (vectors / scale)
   )
-  away = lambda anchors: np.linalg.norm(
-    white(rows) - white(anchors).mean(0), axis=1
+  distance = lambda reference: np.linalg.norm(
+    white(rows) - white(reference).mean(0), axis=1
   )
-  near = -away(safe)
-  return near if unsafe is None else near + away(unsafe)
+  return (0 if unsafe is None else distance(unsafe)) - distance(safe)
 
 
 def by_gradient(
   row_losses: Callable[[Any], jax.Array], params: Any, direction: Any
 ) -> jax.Array:
-  """The inner products of rows' gradients with a direction.
+  """Inner products of the gradients of rows with a direction.
 
-  By one forward derivative of all rows at once: no gradient of a row is formed.
+  One forward derivative gives all rows; no gradient of a row is formed.
 
   Args:
-    row_losses: from params to (rows,).
-    params: where.
+    row_losses: from params to losses (rows,).
+    params: where the gradients are taken.
     direction: the gradient of the safe loss, of the structure of params.
 
   Returns:
-    (rows,): how fast a step along the safe gradient lowers each row's loss.
+    (rows,): the rate at which a step along the safe gradient lowers each loss.
   """
   return jax.jvp(row_losses, (params,), (direction,))[1]
 
 
 def unit(tree: Any) -> Any:
-  """A tree divided by its norm."""
+  """Divides a tree by its norm."""
   squares = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree))
   norm = jnp.sqrt(squares)
   return jax.tree.map(lambda leaf: leaf / jnp.maximum(norm, 1e-30), tree)

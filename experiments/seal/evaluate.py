@@ -1,4 +1,4 @@
-"""What scores of rows are worth: who is dropped, at any share, and elsewhere.
+"""Evaluates scores of rows: drop rates, areas, and transfer between models.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
@@ -6,12 +6,12 @@ via Bilevel Data Selection, ICLR 2025.
     python -m experiments.seal.evaluate --scores=OUT/scores.jsonl \
       --labels=F.jsonl --label=unsafe
 
-Expected: the shares of unsafe and of clean rows that are dropped, for each
-score and each share that is kept. Time: seconds.
+Expected: the fractions of unsafe and of clean rows that are dropped, for each
+score and each fraction that is kept. Time: seconds.
 
-Which rows are unsafe is read from the scores where `rank` knew it, or from a
-field of the rows that were ranked. `--other=scores.jsonl`, of the same rows by
-another model, says how far scores carry over.
+The kinds of rows are read from the scores if `rank` knew them, or from a field
+of the ranked rows. With `--other=scores.jsonl`, scores of the same rows by
+another model, the rank correlation of both is reported.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    scores: `scores.jsonl`, as `rank` has written it; '' for made-up ones.
-    labels: the rows that were ranked, with a field that says which are unsafe;
-      '' if the scores have their kinds.
-    label: the field: true, or a text that is not empty, for unsafe rows.
+    scores: `scores.jsonl` as written by `rank`; '' for made-up scores.
+    labels: the file of ranked rows with a field that marks unsafe rows; '' if
+      the scores have kinds.
+    label: this field; true or a text that is not empty marks an unsafe row.
     other: scores of the same rows by another model; '' for none.
-    unsafe_shares: shares of unsafe rows to which the rows are thinned out.
-    keep: the shares that are kept.
+    unsafe_shares: fractions of unsafe rows, for precision at other prevalences.
+    keep: fractions of the rows that are kept.
   """
 
   scores: str = ''
@@ -50,28 +50,35 @@ PRESETS = {'quick': Settings(), 'smoke': Settings(), 'paper': Settings()}
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-  """The scores of a file by name, NaN where a row has none; and `kind`."""
+  """Reads scores by name, NaN for missing ones, and `kind` if present."""
   rows = row_files.read_rows(path)
   numbers = [row.get('row') for row in rows]
   if numbers != list(range(len(rows))):
     raise harness.UserError(
-      f'{path}: rows are numbered from 0 in order, as rank writes them.'
+      f'{path}: the field row is not 0, 1, 2 and so on: give a file that rank '
+      'has written.'
     )
   names = [n for n in rows[0] if n not in ('row', 'kept', 'kind')]
-  out: dict[str, np.ndarray] = {}
+  scores: dict[str, np.ndarray] = {}
   for name in names:
     values = [np.nan if row[name] is None else row[name] for row in rows]
-    out[name] = np.array(values, np.float64)
+    scores[name] = np.array(values, np.float64)
   if 'kind' in rows[0]:
-    out['kind'] = np.array([row['kind'] for row in rows])
-  return out
+    scores['kind'] = np.array([row['kind'] for row in rows])
+  return scores
 
 
-def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
-  """Which rows of a file are kept, (rows,) of bool, by scores of `rank`.
+def read_mask(path: str, score: str, fraction: float, count: int) -> np.ndarray:
+  """Reads which rows of a file are kept, bool (rows,), by a score of `rank`.
+
+  Args:
+    path: `scores.jsonl`.
+    score: name of the score.
+    fraction: of the rows that are kept.
+    count: number of rows of the file.
 
   Raises:
-    UserError: if the scores are of another file, or there is no such score.
+    UserError: if the score is missing, or the number of rows differs.
   """
   scores = read(path)
   scores.pop('kind', None)
@@ -81,39 +88,39 @@ def kept_rows(path: str, score: str, share: float, count: int) -> np.ndarray:
     )
   if len(scores[score]) != count:
     raise harness.UserError(
-      f'{path} has {len(scores[score])} rows, but the file has {count}: scores '
-      'are of one file, in order.'
+      f'{path} has {len(scores[score])} rows, but the file has {count}: give '
+      'the scores of this file.'
     )
-  return measures.kept(scores[score], share)
+  return measures.keep_highest(scores[score], fraction)
 
 
-def unsafe_of(settings: Settings, given: dict[str, np.ndarray]) -> np.ndarray:
-  """Which rows are unsafe, (rows,) of bool; of a row that is none, not."""
+def read_unsafe(
+  settings: Settings, scores: dict[str, np.ndarray]
+) -> np.ndarray:
+  """Reads which rows are unsafe, bool (rows,); invalid rows are not."""
   if not settings.labels:
-    if 'kind' not in given:
+    if 'kind' not in scores:
       raise harness.UserError(
-        'the scores do not say which rows are unsafe: give --labels=F.jsonl, '
-        'the rows that were ranked, and --label, a field of theirs.'
+        'the scores have no kinds of rows: give --labels=F.jsonl, the ranked '
+        'rows, and --label, the field that marks unsafe rows.'
       )
-    return given['kind'] == 'unsafe'
-  # A row may have a label and be no example.
+    return scores['kind'] == 'unsafe'
   raw = [row.value for row in row_files.scan(settings.labels)]
-  count = len(next(iter(given.values())))
+  count = len(next(iter(scores.values())))
   if len(raw) != count:
     raise harness.UserError(
       f'{settings.labels} has {len(raw)} rows, but {count} have scores.'
     )
-  there = [row for row in raw if row is not None]
-  if not any(settings.label in row for row in there):
+  if not any(settings.label in row for row in raw if row is not None):
     raise harness.UserError(
-      f'no row of {settings.labels} has the field {settings.label!r}: --label '
-      'names the one that says which rows are unsafe.'
+      f'no row of {settings.labels} has the field {settings.label!r}: give '
+      '--label, the field that marks unsafe rows.'
     )
   return np.array([bool(row and row.get(settings.label)) for row in raw])
 
 
 def thinned(unsafe: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-  """Places of rows of which a share is unsafe, as many as there can be."""
+  """Indices of the largest subset of rows in which `share` is unsafe."""
   rng = np.random.default_rng(seed)
   bad, good = (rng.permutation(np.flatnonzero(unsafe == k)) for k in (1, 0))
   total = min(len(bad) / share, len(good) / (1 - share))
@@ -122,7 +129,7 @@ def thinned(unsafe: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 
 
 def made_up() -> dict[str, np.ndarray]:
-  """Scores of two kinds that overlap."""
+  """Makes up scores whose distributions for both kinds of rows overlap."""
   rng = np.random.default_rng(0)
   kinds = np.array(['unsafe'] * 60 + ['benign'] * 240)
   seal = rng.normal(size=300) - 1.5 * (kinds == 'unsafe')
@@ -130,49 +137,50 @@ def made_up() -> dict[str, np.ndarray]:
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for shares outside (0, 1)."""
+  """Raises SettingsError for fractions outside (0, 1)."""
   for name in ('unsafe_shares', 'keep'):
     if not all(0 < share < 1 for share in getattr(settings, name)):
-      raise harness.SettingsError(f'{name} are between 0 and 1.')
+      raise harness.SettingsError(f'--{name} takes numbers between 0 and 1.')
 
 
 def correlation(scores: np.ndarray, others: np.ndarray) -> float:
-  """Rank correlation of scores of the same rows by two models."""
+  """Spearman correlation of scores of the same rows by two models."""
   if len(others) != len(scores):
     raise harness.UserError(
-      f'the scores of --other are of {len(others)} rows, not of {len(scores)}.'
+      f'--other has scores of {len(others)} rows, --scores of {len(scores)}: '
+      'give two files about the same rows.'
     )
   both = ~np.isnan(scores) & ~np.isnan(others)
   return float(scipy.stats.spearmanr(scores[both], others[both]).statistic)
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Computes drop rates and areas under curves."""
+  """Computes drop rates, areas under curves and rank correlations."""
   settings = options.settings
-  given = read(settings.scores) if settings.scores else made_up()
-  unsafe = unsafe_of(settings, given)
+  all_scores = read(settings.scores) if settings.scores else made_up()
+  unsafe = read_unsafe(settings, all_scores)
   other = read(settings.other) if settings.other else {}
   results = harness.Results()
-  for name, scores in given.items():
+  for name, scores in all_scores.items():
     if name == 'kind':
       continue
-    of = {'score': name}
-    there = ~np.isnan(scores)
+    at = {'score': name}
+    scored = ~np.isnan(scores)
     for area, measure in measures.AREAS.items():
-      found = measures.resampled(measure, scores[there], unsafe[there])
-      results.put(of, {area: found})
+      value = measures.resampled(measure, scores[scored], unsafe[scored])
+      results.put(at, {area: value})
     for keep in settings.keep:
       rates = measures.drop_rates(scores, unsafe, keep)
-      results.put({**of, 'keep': keep}, rates)
+      results.put({**at, 'keep': keep}, rates)
       pair = f'{rates["unsafe_drop"]:.2f} / {rates["clean_drop"]:.2f}'
-      results.note(of, {f'dropped, {keep:g} kept': pair})
+      results.note(at, {f'dropped, {keep:g} kept': pair})
     for share in settings.unsafe_shares:
-      at = thinned(unsafe & there, share)
-      at = at[there[at]]
-      found = measures.auprc(scores[at], unsafe[at])
-      results.add({**of, 'unsafe': share}, auprc=found)
+      rows = thinned(unsafe & scored, share)
+      rows = rows[scored[rows]]
+      auprc = measures.auprc(scores[rows], unsafe[rows])
+      results.add({**at, 'unsafe': share}, auprc=auprc)
     if name in other:
-      results.add(of, transfer=correlation(scores, other[name]))
+      results.add(at, transfer=correlation(scores, other[name]))
   return harness.Report(
     results,
     rows='score',

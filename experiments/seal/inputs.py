@@ -1,4 +1,4 @@
-"""Models and rows of the binaries: a user's own, or known ones."""
+"""Settings of models and rows, shared by the binaries, and how both load."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,25 +9,25 @@ from experiments.lm import (
   lora,
   objectives,
   precision,
-  tokenizer,
   tuning,
   weights,
 )
-from experiments.seal import rows, subjects
+from experiments.lm import tokenizer as tokenizer_lib
+from experiments.seal import rows, tuned_models
 
 SETS = ('shuffled', 'harmless', 'made_up')
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Rows of a user's own, and what is written.
+  """A user's files.
 
   Attributes:
-    finetune_data: rows to rank or to train on; '' for known rows.
-    safe_data: safe rows; '' for known rows.
-    unsafe_data: unsafe rows, if there are any, for the score that takes them.
+    finetune_data: file of rows to rank or to train on; '' for known rows.
+    safe_data: file of safe rows; '' for known rows.
+    unsafe_data: file of unsafe rows, for the score distance_both; '' for none.
     bad_rows: whether invalid rows are refused or skipped.
-    output: a folder for what is written; '' for the workdir, or for no model.
+    output: folder of the results; '' for the workdir, or for no model.
   """
 
   finetune_data: str = ''
@@ -44,39 +44,39 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """Known rows, by which scores are judged.
+  """Numbers of rows whose kind is known.
 
   Attributes:
-    safe_of: what is safe for 'harmless': 'chosen' answers or 'instructions'.
-    benign: ordinary rows of 'harmless' and of 'made_up'.
-    chosen: chosen answers among the ordinary rows.
-    unsafe: unsafe rows; by default a fifth of all rows, as in the paper.
+    safe_source: safe rows of 'harmless': 'chosen' answers or 'instructions'.
+    benign: ordinary rows of 'harmless' and 'made_up'.
+    chosen: chosen answers to rank.
+    unsafe: unsafe rows to rank; a fifth of all rows, as in the paper.
     safe: safe rows.
-    anchors: further unsafe rows, for the score that takes them.
-    shuffled_share: 'shuffled' has this share of all numbers of rows.
+    reference_rows: further unsafe rows, for the score distance_both.
+    shuffled_share: 'shuffled' has this fraction of all these numbers.
   """
 
-  safe_of: Literal['chosen', 'instructions'] = 'chosen'
+  safe_source: Literal['chosen', 'instructions'] = 'chosen'
   benign: int = 384
   chosen: Annotated[int, harness.Allowed(low=0)] = 128
   unsafe: int = 128
   safe: int = 192
-  anchors: Annotated[int, harness.Allowed(low=0)] = 32
+  reference_rows: Annotated[int, harness.Allowed(low=0)] = 32
   shuffled_share: Annotated[float, harness.Allowed(high=1.0)] = 0.375
 
 
-# The published sizes; their rows and models are larger than what is here.
+# The published sizes as far as the data goes.
 PAPER_ROWS = Known(benign=1_200, unsafe=300)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-  """What is trained of a model.
+  """Adapters of low rank (LoRA).
 
   Attributes:
-    layers: how many layers have adapters, the last ones; 0 for all, as in the
-      paper. The output of the others is kept, for all rows.
-    rank: of the adapters; the paper's is 16.
+    layers: number of layers with adapters, the last ones; 0 for all, as in the
+      paper. Outputs of the layers below are computed once per row.
+    rank: of the adapters; 16 in the paper.
     rate: step size of Adam.
   """
 
@@ -90,15 +90,15 @@ class Settings(precision.Precision):
   """Settings of all binaries that run a model.
 
   Attributes:
-    model: a folder of Hugging Face or a .gguf file; '' for SmolLM2-135M, and
-      'random' for a few random weights that read bytes.
+    model: folder of Hugging Face or .gguf file; '' for SmolLM2-135M, 'random'
+      for a small random model of bytes.
     max_length: tokens of a prompt with its answer; longer rows are left out.
-    score: by which of the scores rows are kept.
-    keep: the share of the rows that is kept; the paper's.
-    seeds: of data and order; one is run.
-    files: rows of a user's own, and what is written.
-    known: known rows.
-    adapters: what is trained.
+    score: the score by which rows are kept.
+    keep: fraction of the rows that is kept, as in the paper.
+    seeds: of data and order; only the first is run.
+    files: a user's files.
+    known: numbers of known rows.
+    adapters: of the model.
   """
 
   model: str = ''
@@ -111,40 +111,47 @@ class Settings(precision.Precision):
   adapters: Adapters = Adapters()
 
 
-# Fields on which no run depends, or whose content is compared by itself.
+# Settings on which no training run depends, or whose content is compared.
 NO_IDENTITY = ('model', 'dtype', 'score', 'keep', 'files')
-RENAMED = {'longest': 'max_length'}
+RENAMED = {
+  'longest': 'max_length',
+  'anchors': 'known.reference_rows',
+  'known.anchors': 'known.reference_rows',
+  'safe_of': 'known.safe_source',
+  'known.safe_of': 'known.safe_source',
+}
 
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that no run can have."""
   if bool(settings.files.finetune_data) != bool(settings.files.safe_data):
     raise harness.SettingsError(
-      "a user's rows are two files: --finetune_data and --safe_data, rows that "
-      'are safe.'
+      'give two files, --finetune_data and --safe_data, or none.'
     )
 
 
-def load_model(settings: Settings) -> tuple[weights.Model, tokenizer.Tokenizer]:
-  """A model by its path: '' for SmolLM2, 'random' for a few weights."""
+def load_model(
+  settings: Settings,
+) -> tuple[weights.Model, tokenizer_lib.Tokenizer]:
+  """Loads the model of the settings, and its tokenizer."""
   dtype = settings.stored_dtype
   if settings.model == 'random':
     return weights.make_random(16, dtype=dtype)
   return weights.load_both(settings.model, dtype)
 
 
-def load_subject(
+def load_tuned_model(
   settings: Settings, *, beta: float = 0.1, teacher: str = ''
-) -> subjects.Subject:
-  """The model of the settings, with adapters of its last layers.
+) -> tuned_models.TunedModel:
+  """Loads the model of the settings, with adapters in its last layers.
 
   Args:
     settings: of the binary.
-    beta: of the losses that have a reference.
-    teacher: of distillation: a folder or file; '' for none.
+    beta: of the losses with a reference.
+    teacher: folder or file of the teacher of distillation; '' for none.
   """
-  model, words = load_model(settings)
-  how = tuning.Tuning(
+  model, tokenizer = load_model(settings)
+  tuned = tuning.Tuning(
     model.config,
     rank=settings.adapters.rank,
     alpha=float(settings.adapters.rank),
@@ -152,40 +159,42 @@ def load_subject(
     layers=min(settings.adapters.layers, model.config.layers) or None,
     dtype=settings.compute_dtype,
   )
-  below, frozen = how.split(model.params)
+  below, frozen = tuned.split(model.params)
   shape = objectives.Shape(beta)
   if teacher:
-    loaded = weights.teacher(teacher, model, words, settings.stored_dtype)
+    loaded = weights.teacher(teacher, model, tokenizer, settings.stored_dtype)
     shape = shape._replace(teacher=loaded.config)
     frozen = {**frozen, 'teacher': loaded.params}
-  return subjects.Subject(how, frozen, below, words, shape)
+  return tuned_models.TunedModel(tuned, frozen, below, tokenizer, shape)
 
 
 def compose(
-  options: harness.Options, name: str, words: tokenizer.Tokenizer
+  options: harness.Options, name: str, tokenizer: tokenizer_lib.Tokenizer
 ) -> rows.Sets:
-  """Known rows of a set, those that fit into the length."""
+  """Composes a set of known rows that fit into the length."""
   settings, seed = options.settings, options.seeds[0]
   known = settings.known
   sizes = rows.Sizes(
-    known.benign, known.chosen, known.unsafe, known.safe, known.anchors
+    known.benign, known.chosen, known.unsafe, known.safe, known.reference_rows
   )
   if name == 'made_up':
     return rows.made_up(sizes, seed=seed)
   require_data(options, name)
 
   def fits(example):
-    tokens, _ = batches.encode_answer(words, example.prompt, example.answer)
+    tokens, _ = batches.encode_answer(tokenizer, example.prompt, example.answer)
     return len(tokens) <= settings.max_length
 
   if name == 'harmless':
     return rows.harmless(
-      options.data_dir, sizes, fits, seed=seed, safe_of=known.safe_of
+      options.data_dir, sizes, fits, seed=seed, safe_source=known.safe_source
     )
-  # All of its ordinary rows are instructions.
+  # This set has no chosen answers.
   sizes = sizes._replace(benign=sizes.benign + sizes.chosen, chosen=0)
   part = [round(known.shuffled_share * count) for count in sizes]
-  return rows.control(options.data_dir, rows.Sizes(*part), fits, seed=seed)
+  return rows.ordinary_and_shuffled(
+    options.data_dir, rows.Sizes(*part), fits, seed=seed
+  )
 
 
 def require_data(options: harness.Options, name: str) -> None:
@@ -194,8 +203,7 @@ def require_data(options: harness.Options, name: str) -> None:
     return
   if options.data_dir is None:
     raise harness.MissingDataError(
-      f'the rows are read from --data_dir, a folder with {rows.WHERE}; or give '
-      'files of your own: --preset=user --finetune_data=F.jsonl '
-      '--safe_data=S.jsonl.'
+      f'--data_dir is missing: give a folder with {rows.WHERE}; or your own '
+      'files: --preset=user --finetune_data=F.jsonl --safe_data=S.jsonl.'
     )
-  rows.require(options.data_dir, name, options.settings.known.safe_of)
+  rows.require(options.data_dir, name, options.settings.known.safe_source)

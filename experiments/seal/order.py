@@ -1,4 +1,4 @@
-"""In which order rows are seen: whole epochs, whatever the batch size."""
+"""Order of rows: whole epochs for any batch size."""
 
 from typing import Any, NamedTuple
 
@@ -7,27 +7,27 @@ import jax.numpy as jnp
 import optax
 
 
-def steps_of_epoch(rows: int, size: int) -> int:
-  """Batches in an epoch."""
+def steps_per_epoch(rows: int, size: int) -> int:
+  """Number of batches in an epoch."""
   return -(-rows // size)
 
 
 def batch_at(key: jax.Array, step: Any, rows: int, size: int) -> jax.Array:
-  """The rows of a step, (size,), by a permutation of each epoch.
+  """Indices of the rows of a step, (size,), by a permutation per epoch.
 
-  Where an epoch is not whole batches, the last one is filled up from the
-  epoch's beginning: `counted` says how often a row was seen.
+  If an epoch is not a whole number of batches, its last batch repeats the first
+  rows of the epoch: `counted` counts the visits of each row.
   """
-  epoch, place = jnp.divmod(step, steps_of_epoch(rows, size))
+  epoch, batch = jnp.divmod(step, steps_per_epoch(rows, size))
   order = jax.random.permutation(jax.random.fold_in(key, 1_000 + epoch), rows)
-  return order[(place * size + jnp.arange(size)) % rows]
+  return order[(batch * size + jnp.arange(size)) % rows]
 
 
 class Counted(NamedTuple):
   """State of `counted`.
 
   Attributes:
-    visits: how often each row was in a batch, int32, (rows,).
+    visits: number of batches with each row so far, int32 (rows,).
     inner: the state of the solver.
   """
 
@@ -38,7 +38,7 @@ class Counted(NamedTuple):
 def counted(
   solver: Any, rows: int, index: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """A solver that also counts how often each row was in a batch."""
+  """Wraps a solver so that it counts the visits of each row."""
 
   def update_fn(batch, state, params=None, **extra_args):
     updates, inner = solver.update(batch, state.inner, params, **extra_args)

@@ -1,4 +1,4 @@
-"""Ranks fine-tuning rows by safety: a score a row, and the rows that are kept.
+"""Ranks fine-tuning rows by safety and selects the rows to keep.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
@@ -9,58 +9,62 @@ via Bilevel Data Selection, ICLR 2025.
 
 Expected: on shuffled answers the selector is level with the loss of the first
 model; between rejected and chosen answers the excess loss is above both.
-Time: 20 minutes on one core for `quick`, of a model of 135 M parameters.
+Time: 20 minutes on one core for `quick`, with a model of 135 M parameters.
 
-With files, OUT gets `scores.jsonl`, a line for each row of the file with its
-number and all scores, higher for rows to keep, and `kept.jsonl`, the rows that
-are kept, as they were. Without, known rows are ranked, and every score is
-judged by who would be dropped. Needs the extra `llm`, except for `smoke`.
+With files, OUT gets `scores.jsonl`, one line per row of the file with its
+number and all scores, higher for rows to keep, and `kept.jsonl`, the kept rows
+unchanged. Without files, known rows are ranked, and each score is judged by the
+rows that it drops. Needs the extra `llm`, except for `smoke`.
 """
 
 import dataclasses
 import functools
-import json
 import pathlib
 import time
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import numpy as np
 
 from experiments import harness
 from experiments.lm import objectives
-from experiments.seal import inputs, measures, rows, selection, subjects
+from experiments.seal import (
+  inputs,
+  measures,
+  ranking,
+  rows,
+  selection,
+  tuned_models,
+)
 
 TITLES = {
   'seal': 'SEAL',
-  'seal_full': 'SEAL, with the third sequence',
+  'seal_full': 'SEAL with the third sequence',
   'initial_loss': 'loss of the first model',
   'tuned_loss': 'loss after tuning on safe rows',
   'excess': 'excess loss (tuned minus first)',
-  'excess_tokens': 'excess loss, by tokens',
+  'excess_tokens': 'excess loss per token',
   'distance': 'distance to safe rows',
-  'distance_both': 'distance to safe and to unsafe rows',
-  'gradient': 'similarity of gradients',
+  'distance_both': 'distance to safe and unsafe rows',
+  'gradient': 'gradient similarity',
   'ngrams': 'hashed n-grams (DSIR)',
-  'longer': 'length: the longer answer is kept',
-  'shorter': 'length: the shorter answer is kept',
-  'random': 'a coin',
+  'longer': 'length, longer is kept',
+  'shorter': 'length, shorter is kept',
+  'random': 'random',
 }
 LOSSES = objectives.DEMONSTRATIONS + objectives.COMPARISONS
-# `kto` compares rows with one another: it is no loss of a single row.
+# `kto` compares the rows of a batch, so it cannot rank single rows.
 ROW_LOSSES = tuple(name for name in LOSSES if name != 'kto')
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-  """What the selector sees; controls see the answers that are to be learnt.
+  """Objectives of the selector; controls use the loss of chosen answers.
 
   Attributes:
-    safe_loss: what is to stay low on the safe rows, a name of
-      `experiments.lm.objectives`: of their answers, or of comparisons.
-    finetune_loss: what the rows to rank cost, also a name of
-      `experiments.lm.objectives`.
-    beta: of the losses that have a reference.
-    teacher: of distillation: a folder or file, as `model`.
+    safe_loss: objective of the safe rows, of `experiments.lm.objectives`.
+    finetune_loss: objective of the rows to rank, also a name there.
+    beta: of the losses with a reference.
+    teacher: folder or file of the teacher of distillation, like model.
   """
 
   safe_loss: Annotated[str, harness.Among(LOSSES)] = 'sft'
@@ -71,10 +75,10 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-  """The model that is tuned on safe rows, for the controls.
+  """Fine-tuning on the safe rows, for the controls.
 
   Attributes:
-    tune_steps: updates.
+    tune_steps: number of updates.
     tune_batch: rows of an update.
   """
 
@@ -90,12 +94,12 @@ class Settings(inputs.Settings):
   """Settings of a run.
 
   Attributes:
-    sets: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
-      rejected ones, 'made_up' for neither data nor tokeniser.
-    methods: the scores.
+    sets: known rows: 'shuffled' answers or 'harmless' for rejected answers,
+      both among ordinary rows; 'made_up' needs no data.
+    methods: the scores that are computed.
     selector: how scores are learnt.
-    losses: of the selector.
-    controls: of the model that is tuned on safe rows.
+    losses: objectives of the selector.
+    controls: fine-tuning on the safe rows.
   """
 
   sets: Annotated[
@@ -115,7 +119,9 @@ PRESETS = {
     model='random',
     sets=('made_up',),
     max_length=12,
-    known=inputs.Known(benign=40, chosen=8, unsafe=14, safe=16, anchors=8),
+    known=inputs.Known(
+      benign=40, chosen=8, unsafe=14, safe=16, reference_rows=8
+    ),
     adapters=inputs.Adapters(layers=1, rank=4),
     controls=Tuning(tune_steps=8),
     methods=tuple(TITLES),
@@ -137,256 +143,181 @@ PRESETS = {
 RENAMED = inputs.RENAMED | {
   'rate': 'adapters.rate',
   'selector_rate': 'selector.rate',
+  'share': 'selector.mixing_ratio',
+  'selector.share': 'selector.mixing_ratio',
 }
 
 
-class Ranked(NamedTuple):
-  """Scores of rows by name, by place in the file or set; NaN without one."""
-
-  scores: dict[str, np.ndarray]
-  seconds: dict[str, float]
-
-
 def rank(
-  options: harness.Options, name: str, subject: subjects.Subject, sets: Any
-) -> Ranked:
-  """All scores of the rows of a set."""
+  options: harness.Options,
+  name: str,
+  model: tuned_models.TunedModel,
+  sets: rows.Sets,
+) -> ranking.Ranking:
+  """Computes all scores of the rows of a set."""
   settings, files = options.settings, options.settings.files
   losses = settings.losses
-  paths = {
-    'rows to rank': files.finetune_data,
-    'safe rows': files.safe_data,
-    'unsafe rows': files.unsafe_data,
+  examples = {
+    'rows to rank': (sets.finetune, files.finetune_data),
+    'safe rows': (sets.safe, files.safe_data),
+    'unsafe rows': (sets.reference_rows, files.unsafe_data),
   }
-  make = lambda what, examples, loss='sft': subject.make(
-    examples,
-    settings.max_length,
-    loss=loss,
-    source=paths[what] or f'{name}, {what}',
-    skip=files.skip,
-  )
-  made, safe = make('rows to rank', sets.finetune), make('safe rows', sets.safe)
-  anchors = make('unsafe rows', sets.anchors) if sets.anchors else None
-  if left := len(sets.finetune) - len(made.places):
+
+  @functools.cache
+  def encode(what, loss):
+    part, path = examples[what]
+    return model.encode(
+      part,
+      settings.max_length,
+      loss=loss,
+      source=path or f'{name}, {what}',
+      skip=files.skip,
+    )
+
+  encoded, safe = encode('rows to rank', 'sft'), encode('safe rows', 'sft')
+  reference_rows = None
+  if sets.reference_rows:
+    reference_rows = encode('unsafe rows', 'sft')
+  if left_out := len(sets.finetune) - len(encoded.indices):
     print(
-      f'{name}: {left} rows that are empty or longer than '
-      f'{settings.max_length} tokens have no score and are not kept; '
-      '--max_length lets rows be longer.'
+      f'{name}: {left_out} rows are empty or longer than {settings.max_length} '
+      'tokens, get no score and are dropped; --max_length raises the limit.'
     )
   without = (*inputs.NO_IDENTITY, 'methods', 'sets', 'losses.teacher')
-  # Only a run of other losses depends on them.
+  # Runs with the default losses do not depend on their parameters.
   if losses.safe_loss == losses.finetune_loss == 'sft':
     without += ('losses',)
   identity = harness.settings_of(settings, *without)
-  kept_in = lambda what: selection.Run(options, f'{name}_{what}', identity)
+  run = lambda what: selection.Run(options, f'{name}_{what}', identity)
 
-  def tuned():
-    return selection.fine_tuned(
-      kept_in('tuned'),
-      subject,
+  def tune():
+    return selection.fine_tune(
+      run('tuned'),
+      model,
       safe,
       steps=settings.controls.tune_steps,
-      size=min(settings.controls.tune_batch, len(safe.places)),
+      size=min(settings.controls.tune_batch, len(safe.indices)),
       rate=settings.adapters.rate,
     )
 
-  @functools.cache
-  def seen():
-    """Controls see answers; what the selector sees may be comparisons."""
-    own, other = made, safe
-    if losses.finetune_loss != 'sft':
-      own = make('rows to rank', sets.finetune, losses.finetune_loss)
-    if losses.safe_loss != 'sft':
-      other = make('safe rows', sets.safe, losses.safe_loss)
-    return own, other
-
-  def selected(form):
-    own, other = seen()
-    learnt = selection.selected(
-      kept_in(form),
-      subject,
-      own,
-      other,
+  def learn(form):
+    to_rank = encode('rows to rank', losses.finetune_loss)
+    learnt = selection.learn_scores(
+      run(form),
+      model,
+      to_rank,
+      encode('safe rows', losses.safe_loss),
       settings.selector,
       rate=settings.adapters.rate,
       losses=(losses.safe_loss, losses.finetune_loss),
       full=form == 'seal_full',
     ).scores
-    # A comparison may be too long where its answer alone is not.
+    # A comparison may be too long although its chosen answer is not.
     scores = np.full(len(sets.finetune), np.nan)
-    scores[own.places] = learnt
-    return scores[made.places]
+    scores[to_rank.indices] = learnt
+    return scores[encoded.indices]
 
-  fitting = [sets.finetune[i] for i in made.places]
-  texts = fitting, sets.safe
-  ways = selection.control_scores(
-    subject,
-    made,
+  fitting = [sets.finetune[i] for i in encoded.indices]
+  compute = selection.control_scores(
+    model,
+    encoded,
     safe,
-    anchors,
-    tuned,
-    tuple([rows.text_of(one) for one in part] for part in texts),
+    reference_rows,
+    tune,
+    tuple([*map(rows.as_text, part)] for part in (fitting, sets.safe)),
   )
-  ways |= {form: lambda form=form: selected(form) for form in selection.FORMS}
-  found: dict[str, np.ndarray] = {}
+  compute |= {form: lambda form=form: learn(form) for form in selection.FORMS}
+  scores: dict[str, np.ndarray] = {}
   seconds: dict[str, float] = {}
   count = max(one.row for one in sets.finetune) + 1
-  for key in (n for n in TITLES if n in settings.methods and n in ways):
+  for key in (n for n in TITLES if n in settings.methods and n in compute):
     start = time.monotonic()
-    found[key] = np.full(count, np.nan)
-    # Of several instances of one row, the lowest.
-    np.fmin.at(found[key], [one.row for one in fitting], ways[key]())
+    scores[key] = np.full(count, np.nan)
+    # A row with several examples gets the lowest of their scores.
+    np.fmin.at(scores[key], [one.row for one in fitting], compute[key]())
     seconds[key] = time.monotonic() - start
-  return Ranked(found, seconds)
-
-
-def write(
-  folder: pathlib.Path,
-  ranked: Ranked,
-  kept: np.ndarray,
-  raw: Any,
-  kinds: Any = None,
-) -> None:
-  """Writes `scores.jsonl`, with all rows, and `kept.jsonl`.
-
-  Args:
-    folder: to be made.
-    ranked: the scores.
-    kept: which rows are, (rows,) of bool.
-    raw: the rows as they were, None for those that are none.
-    kinds: what is known of them, if it is.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  plain = lambda x: None if np.isnan(x) else float(f'{x:.6g}')
-  with (folder / 'scores.jsonl').open('w', encoding='utf-8') as file:
-    for i in range(len(kept)):
-      row: dict[str, Any] = {'row': i, 'kept': bool(kept[i])}
-      if kinds is not None:
-        row['kind'] = str(kinds[i])
-      row |= {n: plain(scores[i]) for n, scores in ranked.scores.items()}
-      file.write(json.dumps(row) + '\n')
-  with (folder / 'kept.jsonl').open('w', encoding='utf-8') as file:
-    for i in np.flatnonzero(kept):
-      file.write(json.dumps(raw[i], ensure_ascii=False) + '\n')
-
-
-def raw_of(example: rows.Example) -> dict[str, Any]:
-  """An example as a row that is read back."""
-  prompt = example.prompt
-  if not isinstance(prompt, str):
-    prompt = [dict(message) for message in prompt]
-  if example.rejected is not None:
-    pair = {'chosen': example.answer, 'rejected': example.rejected}
-    return {'prompt': prompt, **pair}
-  return {'prompt': prompt, 'response': example.answer}
-
-
-def judge(
-  results: harness.Results,
-  name: str,
-  sets: rows.Sets,
-  ranked: Ranked,
-  keep: float,
-) -> None:
-  """Adds numbers of all scores of a set of known rows.
-
-  `auroc` and `auprc` of rejected answers are `_style_matched` against chosen
-  answers and `_ordinary` against all others, where style tells much.
-  """
-  against = {'': np.ones(len(sets.kinds), bool)}
-  if name != 'shuffled' and np.any(sets.kinds == 'chosen'):
-    against = {
-      '_style_matched': sets.kinds != 'benign',
-      '_ordinary': sets.kinds != 'chosen',
-    }
-  for key, scores in ranked.scores.items():
-    at = {'score': key, 'rows': name}
-    for suffix, which in against.items():
-      there = which & ~np.isnan(scores)
-      for area, measure in measures.AREAS.items():
-        found = measures.resampled(measure, scores[there], sets.unsafe[there])
-        results.put(at, {f'{area}{suffix}': found})
-    results.put(at, measures.drop_rates(scores, sets.unsafe, keep))
-    results.add(at, seconds=ranked.seconds[key])
+  return ranking.Ranking(scores, seconds)
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for settings that contradict each other."""
   inputs.check(settings)
   if settings.score not in settings.methods:
     raise harness.SettingsError(
-      f'score={settings.score} is not among methods={settings.methods}: rows '
-      'cannot be kept by it.'
+      f'score={settings.score} is not among methods={settings.methods}: add it '
+      'there, or take another score.'
     )
   losses = settings.losses
   distilled = 'distillation' in (losses.safe_loss, losses.finetune_loss)
   if distilled != bool(losses.teacher):
     raise harness.SettingsError(
-      'the loss distillation and --teacher=DIR go together, a model with the '
-      'words of --model.'
+      'the loss distillation and --teacher=DIR go together; the teacher has '
+      'the tokenizer of --model.'
     )
 
 
 def rank_files(options: harness.Options) -> harness.Report:
-  """Ranks a user's file and writes its scores and the rows that are kept."""
+  """Ranks a user's file and writes its scores and the kept rows."""
   settings, files = options.settings, options.settings.files
 
   def read(path, loss):
-    # Other losses take the chosen answer of a comparison.
+    # None allows both: losses of single answers take the chosen one.
     pairs = True if loss in objectives.COMPARISONS else None
     return rows.read(path, skip=files.skip, comparisons=pairs)
 
   to_rank = read(files.finetune_data, settings.losses.finetune_loss)
   safe = read(files.safe_data, settings.losses.safe_loss)
-  anchors = []
+  unsafe = []
   if files.unsafe_data:
-    anchors = rows.read(files.unsafe_data, skip=files.skip).examples
-  sets = rows.Sets(to_rank.examples, np.array([]), safe.examples, anchors)
-  ranked = rank(options, 'user', load_subject(settings), sets)
+    unsafe = rows.read(files.unsafe_data, skip=files.skip).examples
+  sets = rows.Sets(to_rank.examples, np.array([]), safe.examples, unsafe)
+  ranked = rank(options, 'user', load_model(settings), sets)
   total = len(to_rank.raw)
   scores = {
     n: np.concatenate([s, np.full(total - len(s), np.nan)])
     for n, s in ranked.scores.items()
   }
-  kept = measures.kept(scores[settings.score], settings.keep)
+  mask = measures.keep_highest(scores[settings.score], settings.keep)
   folder = pathlib.Path(files.output or options.workdir)
-  write(folder, ranked._replace(scores=scores), kept, to_rank.raw)
+  ranking.write(folder, ranked._replace(scores=scores), mask, to_rank.raw)
   results = harness.Results()
-  results.add(rows=total, kept=kept.sum())
+  results.add(rows=total, kept=mask.sum())
   for name, seconds in ranked.seconds.items():
     results.add({'score': name}, seconds=seconds)
-  print(f'{int(kept.sum())} of {total} rows kept by {settings.score}: {folder}')
+  print(f'{int(mask.sum())} of {total} rows kept by {settings.score}: {folder}')
   return harness.Report(results, rows='score', titles=TITLES)
 
 
-def load_subject(settings: Settings) -> subjects.Subject:
-  """The model, and the teacher of distillation."""
+def load_model(settings: Settings) -> tuned_models.TunedModel:
+  """Loads the model, and the teacher of distillation."""
   losses = settings.losses
-  return inputs.load_subject(settings, beta=losses.beta, teacher=losses.teacher)
+  return inputs.load_tuned_model(
+    settings, beta=losses.beta, teacher=losses.teacher
+  )
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Ranks known rows, or a user's, and writes the scores."""
+  """Ranks a user's rows or known rows, and writes the scores."""
   settings = options.settings
   if settings.files.finetune_data:
     return rank_files(options)
   if not settings.sets:
     raise harness.SettingsError(
-      'nothing is to be ranked: give --finetune_data=F.jsonl and '
+      'there are no rows to rank: give --finetune_data=F.jsonl and '
       '--safe_data=S.jsonl, or --sets=shuffled,harmless.'
     )
   for name in settings.sets:
     inputs.require_data(options, name)
-  subject = load_subject(settings)
+  model = load_model(settings)
   results = harness.Results()
   for name in settings.sets:
-    sets = inputs.compose(options, name, subject.words)
-    ranked = rank(options, name, subject, sets)
-    judge(results, name, sets, ranked, settings.keep)
-    kept = measures.kept(ranked.scores[settings.score], settings.keep)
-    raw = [raw_of(one) for one in sets.finetune]
+    sets = inputs.compose(options, name, model.tokenizer)
+    ranked = rank(options, name, model, sets)
+    ranking.judge(results, name, sets, ranked, settings.keep)
+    mask = measures.keep_highest(ranked.scores[settings.score], settings.keep)
+    raw = [ranking.as_raw(one) for one in sets.finetune]
     folder = pathlib.Path(options.workdir) / 'rows' / name
-    write(folder, ranked, kept, raw, sets.kinds)
+    ranking.write(folder, ranked, mask, raw, sets.kinds)
   return harness.Report(results, rows=('rows', 'score'), titles=TITLES)
 
 

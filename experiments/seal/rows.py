@@ -1,7 +1,7 @@
-"""What is ranked: a user's rows, or sets of known rows, with ids that stay.
+"""Rows to rank: a user's files, or known rows of public data sets.
 
-A row's id is its number in its file, or in the set as it was put together: it
-stays the same whatever is too long, wrong or left out later.
+`Example.row` is the number of a row in its file or in its set. It does not
+change if other rows are left out.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ from experiments.lm import data as data_lib
 from experiments.lm import row_files
 
 Example = data_lib.Example
-# In the folder of the data sets.
+# Files in the folder of the data sets.
 ALPACA = 'alpaca_data_safety_only.json'
 DOLLY = 'dolly_safety_only.jsonl'
 SEEDS = 'alpaca_seed_tasks.jsonl'
@@ -24,7 +24,7 @@ HH = 'hh_harmless_base_test.jsonl.gz'
 WHERE = (
   'the files of github.com/tatsu-lab/stanford_alpaca, '
   'LLM-Tuning-Safety/LLMs-Finetuning-Safety, vinid/safety-tuned-llamas and '
-  'anthropics/hh-rlhf, named as experiments/seal/README.md says'
+  'anthropics/hh-rlhf, with the names in experiments/seal/NOTES.md'
 )
 
 
@@ -35,7 +35,7 @@ def read(
   comparisons: bool | None = None,
   prompts_only: bool = False,
 ) -> data_lib.Read:
-  """Reads a user's rows: `data.read`, with the flag that skips some."""
+  """Reads a user's rows with `data.read` and prints what is skipped."""
   content = data_lib.read(
     path,
     skip=skip,
@@ -49,14 +49,14 @@ def read(
 
 
 def require(
-  folder: str | pathlib.Path, name: str, safe_of: str = 'chosen'
+  folder: str | pathlib.Path, name: str, safe_source: str = 'chosen'
 ) -> None:
-  """Checks that the files of known rows exist, before anything is loaded.
+  """Checks that the files of known rows exist.
 
   Args:
     folder: of the data.
-    name: of the rows, 'harmless' or 'shuffled'.
-    safe_of: as in `harmless`.
+    name: of the set, 'harmless' or 'shuffled'.
+    safe_source: as in `harmless`.
 
   Raises:
     MissingDataError: if a file is missing.
@@ -64,66 +64,66 @@ def require(
   names = [ALPACA, DOLLY, SEEDS]
   if name == 'harmless':
     names.append(HH)
-  if name != 'harmless' or safe_of != 'chosen':
+  if name != 'harmless' or safe_source != 'chosen':
     names.append(SAFETY)
   for one in names:
     _file(folder, one)
 
 
 class Sets(NamedTuple):
-  """Rows to rank, of known kinds, and rows that are safe.
+  """Rows to rank and safe rows, each numbered from 0.
 
   Attributes:
-    finetune: to rank; an example's row is its place here.
-    kinds: of each, an array of words: 'benign', 'chosen', 'unsafe'.
-    safe: the safe rows, numbered likewise; some have the other answer too.
-    anchors: further unsafe rows, for what asks for some; no prompt is in both.
+    finetune: rows to rank.
+    kinds: kind of each row to rank: 'benign', 'chosen' or 'unsafe'.
+    safe: safe rows, some with the rejected answer too.
+    reference_rows: further unsafe rows, with other prompts.
   """
 
   finetune: list[Example]
   kinds: np.ndarray
   safe: list[Example]
-  anchors: list[Example]
+  reference_rows: list[Example]
 
   @property
   def unsafe(self) -> np.ndarray:
-    """Which rows are unsafe, (rows,) of bool."""
+    """Which rows are unsafe, bool (rows,)."""
     return self.kinds == 'unsafe'
 
 
 def numbered(examples: Sequence[Example]) -> list[Example]:
-  """The same with their places for ids."""
+  """Numbers examples from 0."""
   return [one._replace(row=i) for i, one in enumerate(examples)]
 
 
 def _file(folder: str | pathlib.Path, name: str) -> pathlib.Path:
   path = pathlib.Path(folder) / name
   if not path.exists():
-    raise harness.MissingDataError(f'there is no {path}: take {WHERE}.')
+    raise harness.MissingDataError(f'{path} is missing: take {WHERE}.')
   return path
 
 
 def benign(folder: str | pathlib.Path) -> list[Example]:
-  """Ordinary instructions of Alpaca, Dolly and the seed tasks."""
-  found = []
+  """Reads ordinary instructions of Alpaca, Dolly and the seed tasks."""
+  examples = []
   for name in (ALPACA, DOLLY, SEEDS):
-    found += data_lib.read_examples(_file(folder, name), skip=True)[0]
-  return numbered(found)
+    examples += data_lib.read_examples(_file(folder, name), skip=True)[0]
+  return numbered(examples)
 
 
 def safety(folder: str | pathlib.Path) -> list[Example]:
-  """Instructions of which most are to be refused, with safe answers."""
+  """Reads instructions, most of them harmful, with safe answers."""
   return data_lib.read_examples(_file(folder, SAFETY), skip=True)[0]
 
 
 def pairs(folder: str | pathlib.Path) -> list[Example]:
-  """Single questions with a chosen and a rejected answer."""
-  found, _ = data_lib.read_examples(_file(folder, HH), skip=True)
-  return [one for one in found if len(one.prompt) == 1]
+  """Reads single questions with a chosen and a rejected answer."""
+  examples, _ = data_lib.read_examples(_file(folder, HH), skip=True)
+  return [one for one in examples if len(one.prompt) == 1]
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
-  """The same prompts with the answers of other ones, none with its own."""
+  """Exchanges answers so that no prompt has its own."""
   order = np.random.default_rng(seed).permutation(len(examples))
   after = dict(zip(order, np.roll(order, 1)))
   return [
@@ -133,21 +133,21 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 class Sizes(NamedTuple):
-  """How many rows of each kind are taken.
+  """Number of rows of each kind.
 
   Attributes:
-    benign: ordinary ones.
-    chosen: chosen answers among the rows to rank.
-    unsafe: rejected, or shuffled, ones.
+    benign: ordinary rows to rank.
+    chosen: chosen answers to rank.
+    unsafe: rejected or shuffled answers to rank.
     safe: safe rows.
-    anchors: further unsafe ones.
+    reference_rows: further unsafe rows.
   """
 
   benign: int
   chosen: int
   unsafe: int
   safe: int
-  anchors: int = 0
+  reference_rows: int = 0
 
 
 def _take(
@@ -156,16 +156,16 @@ def _take(
   count: int,
   fits: Callable[[Example], bool],
 ) -> list[Example]:
-  found = [one for _, one in zip(range(count), filter(fits, examples))]
-  if len(found) < count:
+  taken = [one for _, one in zip(range(count), filter(fits, examples))]
+  if len(taken) < count:
     raise harness.SettingsError(
-      f'{count} {what} are asked for, but {len(found)} of {len(examples)} fit '
-      'into the length: take fewer, or let rows be longer.'
+      f'{count} {what} are needed, but {len(taken)} of {len(examples)} fit: '
+      'take fewer rows or a larger --max_length.'
     )
-  return found
+  return taken
 
 
-def _mixed(parts: dict[str, list[Example]], safe, anchors, rng) -> Sets:
+def _mixed(parts: dict[str, list[Example]], safe, reference_rows, rng) -> Sets:
   rows = [one for part in parts.values() for one in part]
   kinds = np.repeat(list(parts), [len(part) for part in parts.values()])
   order = rng.permutation(len(rows))
@@ -173,11 +173,11 @@ def _mixed(parts: dict[str, list[Example]], safe, anchors, rng) -> Sets:
     numbered([rows[i] for i in order]),
     kinds[order],
     numbered(safe),
-    numbered(anchors),
+    numbered(reference_rows),
   )
 
 
-def _drawn(rng: Any, examples: Sequence[Example]) -> list[Example]:
+def _permuted(rng: Any, examples: Sequence[Example]) -> list[Example]:
   return [examples[i] for i in rng.permutation(len(examples))]
 
 
@@ -187,89 +187,90 @@ def harmless(
   fits: Callable[[Example], bool],
   *,
   seed: int = 0,
-  safe_of: str = 'chosen',
+  safe_source: str = 'chosen',
 ) -> Sets:
-  """Rejected answers among ordinary rows and chosen answers to other prompts.
+  """Mixes rejected answers with ordinary rows and with chosen answers.
 
   Args:
     folder: of the data.
-    sizes: of each kind.
+    sizes: number of rows of each kind.
     fits: whether a row is short enough.
-    seed: of what is taken.
-    safe_of: 'chosen' for further chosen answers, 'instructions' for safety
-      instructions.
+    seed: of the sample of rows.
+    safe_source: safe rows: 'chosen' for further chosen answers, 'instructions'
+      for safety instructions.
 
   Returns:
-    Sets in which no prompt of the comparisons is twice.
+    Sets in which each prompt of the comparisons occurs once.
 
   Raises:
-    SettingsError: if there are too few rows that fit.
-    MissingDataError: if a file is not there.
+    SettingsError: if too few rows fit.
+    MissingDataError: if a file is missing.
   """
   rng = np.random.default_rng(seed)
-  apart: dict[Any, Example] = {}
-  for one in _drawn(rng, pairs(folder)):
-    apart.setdefault(one.prompt[0]['content'], one)
-  left = list(apart.values())
-  found: dict[str, list[Example]] = {}
-  wanted = {
+  by_prompt: dict[Any, Example] = {}
+  for one in _permuted(rng, pairs(folder)):
+    by_prompt.setdefault(one.prompt[0]['content'], one)
+  unused = list(by_prompt.values())
+  taken: dict[str, list[Example]] = {}
+  counts = {
     'unsafe': sizes.unsafe,
-    'anchors': sizes.anchors,
+    'reference_rows': sizes.reference_rows,
     'chosen': sizes.chosen,
-    'safe': sizes.safe if safe_of == 'chosen' else 0,
+    'safe': sizes.safe if safe_source == 'chosen' else 0,
   }
-  for name, count in wanted.items():
-    bad = name in ('unsafe', 'anchors')
-    # Of safe rows both answers are kept, for a safe loss of comparisons.
-    asked = [
+  for name, count in counts.items():
+    bad = name in ('unsafe', 'reference_rows')
+    # Safe rows keep both answers, for a safe loss of comparisons.
+    candidates = [
       one._replace(
         answer=one.rejected if bad else one.answer,
         rejected=one.rejected if name == 'safe' else None,
       )
-      for one in left
+      for one in unused
     ]
-    words = 'rejected answers' if bad else 'chosen answers'
-    found[name] = _take(words, asked, count, fits)
-    used = {one.prompt[0]['content'] for one in found[name]}
-    left = [one for one in left if one.prompt[0]['content'] not in used]
-  safe = found['safe']
-  if safe_of != 'chosen':
-    given = _drawn(rng, safety(folder))
-    safe = _take('safety instructions', given, sizes.safe, fits)
-  ordinary = _drawn(rng, benign(folder))
+    what = 'rejected answers' if bad else 'chosen answers'
+    taken[name] = _take(what, candidates, count, fits)
+    used = {one.prompt[0]['content'] for one in taken[name]}
+    unused = [one for one in unused if one.prompt[0]['content'] not in used]
+  safe = taken['safe']
+  if safe_source != 'chosen':
+    instructions = _permuted(rng, safety(folder))
+    safe = _take('safety instructions', instructions, sizes.safe, fits)
+  ordinary = _permuted(rng, benign(folder))
   parts = {
     'benign': _take('ordinary rows', ordinary, sizes.benign, fits),
-    'chosen': found['chosen'],
-    'unsafe': found['unsafe'],
+    'chosen': taken['chosen'],
+    'unsafe': taken['unsafe'],
   }
-  return _mixed(parts, safe, found['anchors'], rng)
+  return _mixed(parts, safe, taken['reference_rows'], rng)
 
 
-def control(
+def ordinary_and_shuffled(
   folder: str | pathlib.Path,
   sizes: Sizes,
   fits: Callable[[Example], bool],
   *,
   seed: int = 0,
 ) -> Sets:
-  """The easier set: ordinary rows of which some have the answer of another.
+  """Mixes ordinary rows with rows that have the answer to another prompt.
 
-  The safe rows are safety instructions. Raises as `harmless` does.
+  The safe rows are safety instructions. Raises the errors of `harmless`.
   """
   rng = np.random.default_rng(seed)
-  ordinary = [one for one in _drawn(rng, benign(folder)) if fits(one)]
+  ordinary = [one for one in _permuted(rng, benign(folder)) if fits(one)]
   parts = {'benign': _take('ordinary rows', ordinary, sizes.benign, fits)}
   rest = shuffled(ordinary[sizes.benign :], seed)
-  wrong = _take('shuffled rows', rest, sizes.unsafe + sizes.anchors, fits)
+  count = sizes.unsafe + sizes.reference_rows
+  wrong = _take('shuffled rows', rest, count, fits)
   parts['unsafe'] = wrong[: sizes.unsafe]
   safe = _take(
-    'safety instructions', _drawn(rng, safety(folder)), sizes.safe, fits
+    'safety instructions', _permuted(rng, safety(folder)), sizes.safe, fits
   )
   return _mixed(parts, safe, wrong[sizes.unsafe :], rng)
 
 
 def made_up(sizes: Sizes, *, seed: int = 0) -> Sets:
-  """Rows of a rule, for a run without data: digits counted up, or not."""
+  """Makes up rows for runs without data: digits counted up by 1, or by 5."""
   rng = np.random.default_rng(seed)
 
   def one(wrong):
@@ -288,11 +289,11 @@ def made_up(sizes: Sizes, *, seed: int = 0) -> Sets:
     'unsafe': some(sizes.unsafe, True),
   }
   safe = [one(False) for _ in range(sizes.safe)]
-  return _mixed(parts, safe, some(sizes.anchors, True), rng)
+  return _mixed(parts, safe, some(sizes.reference_rows, True), rng)
 
 
-def text_of(example: Example) -> str:
-  """Prompt and answer as one text."""
+def as_text(example: Example) -> str:
+  """Joins prompt and answer to one text."""
   prompt = example.prompt
   if not isinstance(prompt, str):
     prompt = '\n'.join(message['content'] for message in prompt)

@@ -1,16 +1,16 @@
-"""Scores of rows whose losses stand still: which optimisers rank them right.
+"""Compares optimisers of selection scores on rows with fixed losses.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
 
     python -m experiments.seal.static --preset=quick
 
-Expected: in whole epochs, descent and mirror descent drop the rows that the
-losses themselves would drop; Adam does not. Time: 1 minute on 2 cores.
+Expected: in whole epochs, descent and mirror descent drop the rows that a sort
+of the losses drops; Adam does not. Time: 1 minute on 2 cores.
 
-No model: each row has a loss that nothing moves, of two kinds that overlap. The
-selector sees batches of rows and is to leave out those of the largest losses.
-Whatever it does worse than a sort of the losses is its own doing.
+There is no model: each row has a fixed loss, drawn from one of two overlapping
+distributions. The selector reads batches of rows and should drop those with the
+largest losses, which a sort finds exactly.
 """
 
 import dataclasses
@@ -29,14 +29,16 @@ from experiments.seal import order
 TITLES = {
   'descent': 'descent',
   'mirror': 'mirror descent',
-  'sigmoid': 'sigmoids, descent',
-  'descent/drawn': 'descent, rows drawn with replacement',
-  'descent/drawn/by_visits': 'the same, divided by visits',
-  'mirror/drawn': 'mirror descent, drawn with replacement',
-  'mirror/drawn/by_visits': 'the same, divided by visits',
-  'adam_rows': 'Adam, each row alone',
+  'sigmoid': 'descent on sigmoids',
+  'descent/drawn': 'descent, with replacement',
+  'descent/drawn/by_visits': 'descent, with replacement, divided by visits',
+  'mirror/drawn': 'mirror descent, with replacement',
+  'mirror/drawn/by_visits': (
+    'mirror descent, with replacement, divided by visits'
+  ),
+  'adam_rows': 'Adam, one state per row',
   'adam': 'Adam on all scores, as published',
-  'exact': 'the losses themselves',
+  'exact': 'sort by loss',
 }
 METHODS = tuple(
   name for name in TITLES if not name.endswith('by_visits') and name != 'exact'
@@ -48,16 +50,16 @@ class Settings:
   """Settings of a run.
 
   Attributes:
-    rows: how many there are.
-    batch_size: of them a step; the paper's.
-    epochs: after how many the ranking is looked at.
-    unsafe: the share of the rows of larger losses; the paper's.
-    drop: the share of the rows that is left out; the paper's.
-    apart: between the mean losses of the kinds, in standard deviations.
+    rows: number of rows.
+    batch_size: rows of a step, as in the paper.
+    epochs: numbers of epochs after which the ranking is measured.
+    unsafe: fraction of unsafe rows, as in the paper.
+    drop: fraction of the rows that is dropped, as in the paper.
+    separation: of the mean losses of both kinds, in standard deviations.
     rate: step size of descent and of mirror descent.
-    adam_rate: of Adam, the published one.
+    adam_rate: step size of Adam, as in the paper.
     seeds: of the losses and of the order.
-    methods: which are run.
+    methods: optimisers that are compared.
   """
 
   rows: int = 4_096
@@ -65,7 +67,7 @@ class Settings:
   epochs: tuple[int, ...] = (1, 3, 30)
   unsafe: Annotated[float, harness.Allowed(high=1.0)] = 0.2
   drop: Annotated[float, harness.Allowed(high=1.0)] = 0.2
-  apart: float = 1.66
+  separation: float = 1.66
   rate: float = 0.1
   adam_rate: float = 5e-3
   seeds: int = 5
@@ -80,25 +82,25 @@ PRESETS = {
 }
 
 
-def losses_of(settings: Settings, key: jax.Array) -> tuple[jax.Array, Any]:
-  """The loss of each row, positive, and whether it is unsafe; (rows,) both."""
+def draw_losses(settings: Settings, key: jax.Array) -> tuple[jax.Array, Any]:
+  """Draws the positive loss of each row, and which rows are unsafe, (rows,)."""
   count = round(settings.unsafe * settings.rows)
   unsafe = jnp.arange(settings.rows) < count
-  drawn = jax.random.normal(jax.random.fold_in(key, 7), (settings.rows,))
-  losses = 2 + (drawn + settings.apart * unsafe) / 2
+  noise = jax.random.normal(jax.random.fold_in(key, 7), (settings.rows,))
+  losses = 2 + (noise + settings.separation * unsafe) / 2
   return jnp.maximum(losses, 0.01), unsafe
 
 
-def batch_of(settings: Settings, name: str, context: Any) -> jax.Array:
-  """Rows of whole epochs, or drawn with replacement."""
+def make_batch(settings: Settings, name: str, context: Any) -> jax.Array:
+  """Indices of the rows of a step: in epochs, or drawn with replacement."""
   rows, size = settings.rows, settings.batch_size
   if 'drawn' in name:
     return jax.random.randint(context.key, (size,), 0, rows)
   return order.batch_at(context.seed_key, context.step, rows, size)
 
 
-def solver_of(settings: Settings, name: str, losses: Any) -> Any:
-  """The solver; that of 'adam' is of all scores, the others keep their own."""
+def make_solver(settings: Settings, name: str, losses: Any) -> Any:
+  """Makes a solver: of all scores for 'adam', else with scores in its state."""
   method = name.partition('/')[0]
   if method == 'adam':
 
@@ -122,34 +124,34 @@ def solver_of(settings: Settings, name: str, losses: Any) -> Any:
   )
 
 
-def lowest(scores: jax.Array, share: float) -> jax.Array:
-  """Which rows have the lowest scores, (rows,) of bool."""
-  count = round(share * len(scores))
+def lowest(scores: jax.Array, fraction: float) -> jax.Array:
+  """Selects a fraction of the rows by the lowest scores, bool (rows,)."""
+  count = round(fraction * len(scores))
   return jnp.zeros(len(scores), bool).at[jnp.argsort(scores)[:count]].set(True)
 
 
 def rates(
-  scores: jax.Array, losses: jax.Array, unsafe: jax.Array, share: float
+  scores: jax.Array, losses: jax.Array, unsafe: jax.Array, fraction: float
 ) -> dict[str, jax.Array]:
-  """Of a ranking: agreement with that of the losses, and who is dropped."""
-  dropped, exact = lowest(scores, share), lowest(-losses, share)
-  mean_of = lambda which: jnp.sum(dropped & which) / jnp.sum(which)
+  """Measures a ranking: agreement with a sort of the losses, drop rates."""
+  dropped, exact = lowest(scores, fraction), lowest(-losses, fraction)
+  rate = lambda rows: jnp.sum(dropped & rows) / jnp.sum(rows)
   return {
-    'agreement': mean_of(exact),
-    'unsafe_drop': mean_of(unsafe),
-    'clean_drop': mean_of(~unsafe),
+    'agreement': rate(exact),
+    'unsafe_drop': rate(unsafe),
+    'clean_drop': rate(~unsafe),
   }
 
 
 def run(
   options: harness.Options, name: str
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Rates after each epoch, (epochs, seeds), by name of the ranking."""
+  """Runs a method; rates (epochs, seeds) by ranking and measure."""
   settings = options.settings
 
   def solver(context):
-    losses, _ = losses_of(settings, context.seed_key)
-    solver = solver_of(settings, name, losses)
+    losses, _ = draw_losses(settings, context.seed_key)
+    solver = make_solver(settings, name, losses)
     return order.counted(solver, settings.rows, lambda batch: batch)
 
   def init(context):
@@ -157,71 +159,69 @@ def run(
     return jnp.zeros(settings.rows if name == 'adam' else ())
 
   def evaluate(context, params, state):
-    losses, unsafe = losses_of(settings, context.seed_key)
+    losses, unsafe = draw_losses(settings, context.seed_key)
     scores = bj.auxiliaries(state).get('selector', params)
-    found = rates(scores, losses, unsafe, settings.drop)
+    measures = rates(scores, losses, unsafe, settings.drop)
     if 'drawn' in name:
       by_visits = scores / jnp.maximum(state.visits, 1)
       other = rates(by_visits, losses, unsafe, settings.drop)
-      found |= {f'by_visits/{n}': v for n, v in other.items()}
-    return found
+      measures |= {f'by_visits/{n}': v for n, v in other.items()}
+    return measures
 
-  each = settings.rows // settings.batch_size
+  epoch = settings.rows // settings.batch_size
   trained = harness.train(
     solver,
-    harness.Task(init, functools.partial(batch_of, settings, name)),
+    harness.Task(init, functools.partial(make_batch, settings, name)),
     harness.Training.from_options(
       options,
-      steps=max(settings.epochs) * each,
-      chunk=each,
+      steps=max(settings.epochs) * epoch,
+      chunk=epoch,
       name=name.replace('/', '_'),
       settings=settings,
-      # Side by side, each would sum all scores at every step.
+      # Mapped seeds would sum all scores at every step.
       at_once=1,
     ),
     harness.Measure(evaluate),
   )
-  at = [trained.steps.tolist().index(e * each) for e in settings.epochs]
-  found: dict[str, dict[str, np.ndarray]] = {}
+  at = [trained.steps.tolist().index(e * epoch) for e in settings.epochs]
+  rankings: dict[str, dict[str, np.ndarray]] = {}
   for metric, values in trained.history.items():
-    kind, _, what = metric.rpartition('/')
+    kind, _, measure = metric.rpartition('/')
     if kind in ('', 'by_visits'):
       ranking = f'{name}/{kind}' if kind else name
-      found.setdefault(ranking, {})[what] = values[at]
-  return found
+      rankings.setdefault(ranking, {})[measure] = values[at]
+  return rankings
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   if settings.rows % settings.batch_size:
     raise harness.SettingsError(
       f'rows={settings.rows} is no multiple of batch_size='
-      f'{settings.batch_size}: an epoch is whole batches.'
+      f'{settings.batch_size}: an epoch consists of whole batches.'
     )
   if settings.unsafe == 1 or settings.drop == 1:
-    raise harness.SettingsError('unsafe and drop are below 1.')
+    raise harness.SettingsError('--unsafe and --drop have to be below 1.')
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Runs all methods."""
+  """Runs all methods and a sort of the losses."""
   settings = options.settings
-  found: dict[str, dict[str, np.ndarray]] = {}
+  rankings: dict[str, dict[str, np.ndarray]] = {}
   for name in settings.methods:
-    found |= run(options, name)
+    rankings |= run(options, name)
 
   def exact(seed):
-    losses, unsafe = losses_of(settings, jax.random.key(seed))
+    losses, unsafe = draw_losses(settings, jax.random.key(seed))
     return rates(-losses, losses, unsafe, settings.drop)
 
   same = jax.vmap(exact)(jnp.asarray(options.seeds, jnp.uint32))
-  found['exact'] = {
-    what: [v] * len(settings.epochs) for what, v in same.items()
-  }
+  rankings['exact'] = {n: [v] * len(settings.epochs) for n, v in same.items()}
   results = harness.Results()
-  for name, by_epoch in found.items():
+  for name, by_epoch in rankings.items():
     for i, epochs in enumerate(settings.epochs):
       at = {'ranking': name, 'epochs': epochs}
-      results.put(at, {what: values[i] for what, values in by_epoch.items()})
+      results.put(at, {n: values[i] for n, values in by_epoch.items()})
   last = {'epochs': settings.epochs[-1]}
   return harness.Report(
     results,
@@ -235,7 +235,14 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='seal', binary='static', check=check)
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='seal',
+  binary='static',
+  check=check,
+  renamed={'apart': 'separation'},
+)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Fine-tunes on the rows that are kept, on all of them, and in other ways.
+"""Fine-tunes on selected rows, on all rows, and with mixed losses.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
@@ -7,20 +7,21 @@ via Bilevel Data Selection, ICLR 2025.
       --finetune_data=F.jsonl --safe_data=S.jsonl --scores=OUT/scores.jsonl \
       --output=MODEL
 
-Expected: held-out losses before and after each way. Time: 1 minute on 2 cores
-for `smoke`; of SmolLM2-135M with four layers, some 3 seconds a step of 8 rows.
+Expected: held-out losses before and after each method. Time: 1 minute on 2
+cores for `smoke`; with SmolLM2-135M and four layers, 3 seconds per step of 8
+rows.
 
-Every eighth row of either file is held out. `scores.jsonl` is what `rank` wrote
-of the same file: its row numbers say which rows are kept. With a file of
-prompts, answers are generated before and after, and how many decline is counted
-by their openings (`experiments.lm.refusals`).
+Every eighth row of each file is held out. `scores.jsonl` is written by `rank`
+for the same file; its row numbers say which rows are kept. With a file of
+prompts, answers are generated before and after training, and refusals are
+counted by their openings (`experiments.lm.refusals`).
 """
 
 import dataclasses
 import functools
 import json
 import pathlib
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,40 +32,36 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.lm import (
   batches,
-  generation,
   hugging_face,
-  output_folders,
-  refusals,
   weights,
 )
 from experiments.seal import (
-  controls,
   evaluate,
+  held_out,
   inputs,
   rows,
   selection,
-  subjects,
+  tuned_models,
 )
 
-WAYS = {
+SELECTION_METHODS = {
   'all': 'all rows',
-  'kept': 'rows that are kept',
-  'mixture': 'all rows and the safe ones',
-  'kept_mixture': 'rows that are kept and the safe ones',
+  'kept': 'kept rows',
+  'mixture': 'all rows and safe rows',
+  'kept_mixture': 'kept rows and safe rows',
   'weighted': 'all rows and the safe loss, weighted',
-  'surgery': 'all rows and the safe loss, conflicting gradients projected',
-  'clean': 'rows that are known not to be unsafe',
+  'surgery': 'all rows and the safe loss, PCGrad',
+  'clean': 'rows known to be clean',
 }
-HOLD_OUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What trained models answer, to count refusals.
+  """Answers of the trained models, to count refusals.
 
   Attributes:
-    prompts: a file of rows whose prompts are answered; their own answers may be
-      missing. '' for none.
+    prompts: file of rows whose prompts are answered; they need no answers. ''
+      for none.
     answer_length: tokens of an answer.
   """
 
@@ -74,17 +71,17 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """Updates of a way to train.
+  """Training with each method.
 
   Attributes:
-    steps: updates.
-    batch_size: rows of an update; the paper has 64.
-    share: of the safe loss, where it is weighted.
+    steps: number of updates.
+    batch_size: rows of an update; 64 in the paper.
+    mixing_ratio: weight of the safe loss in the method weighted.
   """
 
   steps: int = 80
   batch_size: int = 8
-  share: Annotated[float, harness.Allowed(high=1.0)] = 0.5
+  mixing_ratio: Annotated[float, harness.Allowed(high=1.0)] = 0.5
 
 
 _ADAPTERS = inputs.Adapters(rate=2e-3)
@@ -95,19 +92,20 @@ class Settings(inputs.Settings):
   """Settings of a run.
 
   Attributes:
-    scores: `scores.jsonl` of these rows, for the ways that keep some.
-    rows_of: known rows: 'shuffled' answers among ordinary rows, 'harmless' for
-      rejected ones, 'made_up' for neither data nor tokeniser.
-    ways: which are trained; --output gets the model of the first.
-    training: updates.
-    answers: of trained models.
+    scores: `scores.jsonl` of these rows, for methods that keep some rows.
+    known_set: known rows: 'shuffled' answers or 'harmless' for rejected
+      answers, both among ordinary rows; 'made_up' needs no data.
+    selection_methods: rows and losses to train on; --output gets the model of
+      the first one.
+    training: with each method.
+    answers: of the trained models.
   """
 
   scores: str = ''
-  rows_of: Annotated[str, harness.Among(inputs.SETS)] = 'harmless'
-  ways: Annotated[tuple[str, ...], harness.Among(WAYS)] = (
-    *('all', 'clean', 'mixture'),
-  )
+  known_set: Annotated[str, harness.Among(inputs.SETS)] = 'harmless'
+  selection_methods: Annotated[
+    tuple[str, ...], harness.Among(SELECTION_METHODS)
+  ] = ('all', 'clean', 'mixture')
   adapters: inputs.Adapters = _ADAPTERS
   training: Training = Training()
   answers: Answers = Answers()
@@ -117,18 +115,20 @@ PRESETS = {
   'quick': Settings(),
   'smoke': Settings(
     model='random',
-    rows_of='made_up',
+    known_set='made_up',
     max_length=12,
-    known=inputs.Known(benign=40, chosen=0, unsafe=40, safe=16, anchors=8),
+    known=inputs.Known(
+      benign=40, chosen=0, unsafe=40, safe=16, reference_rows=8
+    ),
     adapters=inputs.Adapters(layers=1, rank=4, rate=2e-3),
     training=Training(steps=8),
-    ways=('all', 'clean', 'mixture', 'weighted', 'surgery'),
+    selection_methods=('all', 'clean', 'mixture', 'weighted', 'surgery'),
   ),
   'user': Settings(
     max_length=512,
     adapters=inputs.Adapters(layers=8, rate=2e-3),
     training=Training(steps=500, batch_size=16),
-    ways=('kept', 'all'),
+    selection_methods=('kept', 'all'),
   ),
   'paper': Settings(
     max_length=256,
@@ -141,77 +141,52 @@ PRESETS = {
 
 def train_both(
   run: selection.Run,
-  subject: subjects.Subject,
-  made: subjects.Made,
-  safe: subjects.Made,
+  model: tuned_models.TunedModel,
+  encoded: tuned_models.EncodedRows,
+  safe: tuned_models.EncodedRows,
   settings: Settings,
-  way: str,
+  method: str,
 ) -> Any:
-  """Adapters after steps on rows and on safe rows, weighted or by surgery."""
+  """Trains adapters on both losses, weighted or with PCGrad."""
   training = settings.training
 
   def losses(y, b):
-    one = lambda rows, n: jnp.mean(
-      subjects.row_losses(subject, y, b['frozen'], rows, n)
+    one = lambda rows, max_length: jnp.mean(
+      tuned_models.row_losses(model, y, b['frozen'], rows, max_length)
     )
     return jnp.stack(
-      [one(b['safe'], safe.longest), one(b['rows'], made.longest)]
+      [one(b['safe'], safe.max_length), one(b['rows'], encoded.max_length)]
     )
 
-  shares = jnp.array([training.share, 1 - training.share])
+  weights = jnp.array([training.mixing_ratio, 1 - training.mixing_ratio])
   adam = optax.adam(settings.adapters.rate)
-  if way == 'weighted':
-    oracle = bj.gradient(lambda y, b: shares @ losses(y, b))
+  if method == 'weighted':
+    oracle = bj.gradient(lambda y, b: weights @ losses(y, b))
     solver = optax.chain(oracle, adam)
   else:
     solver = optax.chain(
       bj.multi_objective(losses, 2), bj.aggregators.pcgrad(2, key=0), adam
     )
   batch = functools.partial(
-    selection.paired_batch, made, safe, training.batch_size
+    selection.paired_batch, encoded, safe, training.batch_size
   )
-  data = {'rows': made.rows, 'safe': safe.rows}
-  found = selection.train(run, subject, solver, batch, data, training.steps)
-  return jax.tree.map(lambda leaf: leaf[0], found.params)
+  data = {'rows': encoded.rows, 'safe': safe.rows}
+  trained = selection.train(run, model, solver, batch, data, training.steps)
+  return jax.tree.map(lambda leaf: leaf[0], trained.params)
 
 
-def held_out(made: subjects.Made) -> np.ndarray:
-  """Which rows are held out: by their places, whatever is too long."""
-  return made.places % HOLD_OUT == HOLD_OUT - 1
-
-
-class Prepared(NamedTuple):
-  """The model and the rows of a run.
-
-  Attributes:
-    subject: the model.
-    rows: to train on, encoded.
-    safe: safe rows, encoded.
-    kinds: words for the rows.
-    kept: which of them the file of scores keeps; None without one.
-    prompts: to be answered.
-  """
-
-  subject: subjects.Subject
-  rows: subjects.Made
-  safe: subjects.Made
-  kinds: np.ndarray
-  kept: np.ndarray | None
-  prompts: list[rows.Example]
-
-
-def prepare(options: harness.Options) -> Prepared:
-  """Reads the rows, and then the model.
+def prepare(options: harness.Options) -> held_out.Prepared:
+  """Reads the rows, then the model, and encodes the rows.
 
   Raises:
-    UserError: if too few rows are given to hold some out.
+    UserError: if there are too few rows to hold some out.
   """
   settings, files = options.settings, options.settings.files
 
-  def keep_mask(count):
+  def read_mask(count):
     if not settings.scores:
       return None
-    return evaluate.kept_rows(
+    return evaluate.read_mask(
       settings.scores, settings.score, settings.keep, count
     )
 
@@ -225,164 +200,118 @@ def prepare(options: harness.Options) -> Prepared:
     safe = rows.read(files.safe_data, skip=files.skip)
     kinds = np.array(['rows'] * len(to_train.examples))
     sets = rows.Sets(to_train.examples, kinds, safe.examples, [])
-    mask = keep_mask(len(to_train.raw))
-    subject = inputs.load_subject(settings)
+    mask = read_mask(len(to_train.raw))
+    model = inputs.load_tuned_model(settings)
   else:
-    inputs.require_data(options, settings.rows_of)
-    subject = inputs.load_subject(settings)
-    sets = inputs.compose(options, settings.rows_of, subject.words)
-    mask = keep_mask(len(sets.finetune))
+    inputs.require_data(options, settings.known_set)
+    model = inputs.load_tuned_model(settings)
+    sets = inputs.compose(options, settings.known_set, model.tokenizer)
+    mask = read_mask(len(sets.finetune))
   encoded, safe = (
-    subject.make(some, settings.max_length, source=source, skip=files.skip)
-    for some, source in (
+    model.encode(part, settings.max_length, source=source, skip=files.skip)
+    for part, source in (
       (sets.finetune, files.finetune_data),
       (sets.safe, files.safe_data),
     )
   )
-  if not held_out(encoded).any() or not held_out(safe).any():
+  if not held_out.mask(encoded).any() or not held_out.mask(safe).any():
     raise harness.UserError(
-      f'every {HOLD_OUT}th row is held out: give more rows of either kind.'
+      f'every {held_out.EVERY}th row of each file is held out: give more rows.'
     )
   if mask is not None:
-    mask = mask[np.array([sets.finetune[i].row for i in encoded.places])]
-  kinds = sets.kinds[encoded.places]
-  batches.warn_of_controls(subject.words, prompts, settings.answers.prompts)
-  return Prepared(subject, encoded, safe, kinds, mask, prompts)
+    mask = mask[np.array([sets.finetune[i].row for i in encoded.indices])]
+  kinds = sets.kinds[encoded.indices]
+  batches.warn_of_controls(model.tokenizer, prompts, settings.answers.prompts)
+  return held_out.Prepared(model, encoded, safe, kinds, mask, prompts)
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for settings that contradict each other."""
   inputs.check(settings)
-  if 'clean' in settings.ways and settings.files.finetune_data:
+  if 'clean' in settings.selection_methods and settings.files.finetune_data:
     raise harness.SettingsError(
-      'which rows are clean is known of known rows only: leave out the way '
-      'clean.'
+      'the kinds of rows in --finetune_data are unknown: leave out the '
+      'selection method clean.'
     )
 
 
-class Measure:
-  """Measures trained models: losses of held-out rows, and refusals.
-
-  Args:
-    settings: of the run.
-    prepared: the model and the rows.
-    params: weights of the whole model, for answers.
-
-  Attributes:
-    results: the numbers so far.
-    answers: to the prompts, by model.
-  """
-
-  def __init__(self, settings: Settings, prepared: Prepared, params: Any):
-    self.results = harness.Results()
-    self.answers: dict[str, list[str]] = {}
-    self._prepared, self._params = prepared, params
-    subject, encoded, safe, kinds = prepared[:4]
-    out, safe_out = held_out(encoded), held_out(safe)
-    self._read = selection.reader(
-      subject, encoded.part(out).joined(safe.part(safe_out))
-    )
-    self._kinds = np.concatenate([kinds[out], ['safe'] * safe_out.sum()])
-    self._generate = generation.make_generator(
-      subject.tuning.config,
-      new=settings.answers.answer_length,
-      end=subject.words.end,
-      dtype=settings.compute_dtype,
-    )
-
-  def __call__(self, name: str, trained: Any) -> None:
-    """Adds the numbers of a model by its adapters."""
-    losses = -controls.by_loss(*self._read(trained))
-    for kind in sorted(set(self._kinds)):
-      mean = losses[self._kinds == kind].mean()
-      self.results.add({'trained on': name, 'rows': kind}, loss=mean)
-    subject, prompts = self._prepared.subject, self._prepared.prompts
-    if not prompts:
-      return
-    self.answers[name] = generation.answers(
-      subject.words,
-      self._generate,
-      subject.tuning.merged(trained, self._params),
-      [one.prompt for one in prompts],
-      key=jax.random.key(0),
-    )
-    rate = refusals.refusal_rate(self.answers[name])
-    self.results.add({'trained on': name}, refusals=rate)
-
-
-def train(options: harness.Options, prepared: Prepared, way: str) -> Any:
-  """Adapters after training in a way."""
-  settings, subject = options.settings, prepared.subject
-  chosen = {'clean': prepared.kinds != 'unsafe', 'kept': prepared.kept}
-  which = ~held_out(prepared.rows)
-  which = which & chosen.get(way.removesuffix('_mixture'), True)
-  subset = prepared.rows.part(which)
-  safe = prepared.safe.part(~held_out(prepared.safe))
+def train(
+  options: harness.Options, prepared: held_out.Prepared, method: str
+) -> Any:
+  """Trains adapters with a selection method."""
+  settings, model = options.settings, prepared.model
+  masks = {'clean': prepared.kinds != 'unsafe', 'kept': prepared.selected}
+  mask = ~held_out.mask(prepared.rows)
+  mask = mask & masks.get(method.removesuffix('_mixture'), True)
+  subset = prepared.rows.subset(mask)
+  safe = prepared.safe.subset(~held_out.mask(prepared.safe))
   identity = harness.settings_of(
-    settings, *inputs.NO_IDENTITY, 'ways', 'answers', 'scores'
+    settings, *inputs.NO_IDENTITY, 'selection_methods', 'answers', 'scores'
   )
-  run = selection.Run(options, way, identity)
-  if way in ('weighted', 'surgery'):
-    return train_both(run, subject, subset, safe, settings, way)
-  if way.endswith('mixture'):
+  run = selection.Run(options, method, identity)
+  if method in ('weighted', 'surgery'):
+    return train_both(run, model, subset, safe, settings, method)
+  if method.endswith('mixture'):
     subset = subset.joined(safe)
-  return selection.fine_tuned(
+  return selection.fine_tune(
     run,
-    subject,
+    model,
     subset,
     steps=settings.training.steps,
-    size=min(settings.training.batch_size, len(subset.places)),
+    size=min(settings.training.batch_size, len(subset.indices)),
     rate=settings.adapters.rate,
   )
 
 
 def export(
   options: harness.Options,
-  subject: subjects.Subject,
-  whole: weights.Model,
+  model: tuned_models.TunedModel,
+  base: weights.Model,
   trained: Any,
 ) -> None:
   """Writes the model with its adapters merged."""
   settings = options.settings
-  how = {
-    'dtype': settings.export_dtype(whole.dtype),
-    'generation': whole.generation,
-  }
-  merged = subject.tuning.merged(trained, whole.params)
-  model = whole.config, merged, subject.words
-  make = lambda folder: hugging_face.export(folder, *model, **how)
-  output_folders.write(options.workdir, settings.files.output, '', make)
+  make = lambda folder: hugging_face.export(
+    folder,
+    base.config,
+    model.tuning.merged(trained, base.params),
+    model.tokenizer,
+    dtype=settings.export_dtype(base.dtype),
+    generation=base.generation,
+  )
+  written.write(options.workdir, settings.files.output, '', make)
   print(f'Model: {settings.files.output}')
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Trains in all ways and measures losses and refusals."""
+  """Trains with all selection methods, and measures losses and refusals."""
   settings = options.settings
-  if {'kept', 'kept_mixture'} & set(settings.ways) and not settings.scores:
+  methods = settings.selection_methods
+  if {'kept', 'kept_mixture'} & {*methods} and not settings.scores:
     raise harness.SettingsError(
-      'which rows are kept is read from --scores=OUT/scores.jsonl, as rank has '
-      'written it; --ways=all does without.'
+      'the selection method kept needs --scores=OUT/scores.jsonl, a file that '
+      'rank has written; --selection_methods=all needs none.'
     )
   if settings.files.output:
     output_folders.require_own(options.workdir, settings.files.output)
   prepared = prepare(options)
-  subject, whole = prepared.subject, None
+  model, base = prepared.model, None
   if prepared.prompts or settings.files.output:
-    whole = inputs.load_model(settings)[0]
-  measure = Measure(settings, prepared, whole and whole.params)
-  measure('start', subject.tuning.init(subject.frozen, jax.random.key(0)))
-  for way in settings.ways:
-    trained = train(options, prepared, way)
-    measure(way, trained)
-    if settings.files.output and way == settings.ways[0]:
-      export(options, subject, whole, trained)
+    base = inputs.load_model(settings)[0]
+  measure = held_out.Measure(settings, prepared, base and base.params)
+  measure('start', model.tuning.init(model.frozen, jax.random.key(0)))
+  for method in methods:
+    trained = train(options, prepared, method)
+    measure(method, trained)
+    if settings.files.output and method == methods[0]:
+      export(options, model, base, trained)
   if measure.answers:
     path = pathlib.Path(options.workdir) / 'answers.json'
     path.write_text(json.dumps(measure.answers, indent=2, ensure_ascii=False))
   return harness.Report(
     measure.results,
     rows='trained on',
-    titles={'start': 'nothing', **WAYS},
+    titles={'start': 'nothing', **SELECTION_METHODS},
   )
 
 
@@ -392,7 +321,14 @@ STUDY = harness.Study(
   paper='seal',
   binary='train',
   check=check,
-  renamed=inputs.RENAMED | {'new': 'answers.answer_length'},
+  renamed=inputs.RENAMED
+  | {
+    'new': 'answers.answer_length',
+    'ways': 'selection_methods',
+    'rows_of': 'known_set',
+    'share': 'training.mixing_ratio',
+    'training.share': 'training.mixing_ratio',
+  },
 )
 
 

@@ -1,4 +1,4 @@
-"""What the paper on ALRIGHT and MAXRIGHT claims, and how it is judged here."""
+"""Claims of the paper on ALRIGHT and MAXRIGHT, and the runs that judge them."""
 
 from experiments import harness
 
@@ -12,7 +12,7 @@ PAPER = harness.Paper(
   },
 )
 
-# The paper's preset takes another model, that is to be named.
+# The preset `paper` needs --model.
 _LANGUAGE = {
   'presets': ('quick',),
   'substituted': 'SmolLM2-135M, HH harmless test rows, Alpaca and Dolly rows',
@@ -37,13 +37,13 @@ CLAIMS = (
   *(
     harness.Claim(
       'Toy: after stages of fine-tuning and preference learning, the gap '
-      f'{words} does not fall with the length of the run.',
+      f'{title} does not fall with the length of the run.',
       run='toy',
       metric=f'gap_exponent/sequential/{gap}',
       at_least=-0.05,
       published='does not vanish',
     )
-    for gap, words in (
+    for gap, title in (
       ('mix', 'to the best weighted sum'),
       ('max', 'to the least larger gap'),
     )
@@ -79,8 +79,8 @@ CLAIMS = (
     for step, run in (('2e-3', 'pareto'), ('5e-3', 'lr5e-3'))
     for claim in (
       harness.Claim(
-        f'SmolLM2-135M, Adam at {step}, equal numbers of updates, share 1/2: '
-        'the norm of both gaps to the best held-out losses is smaller after '
+        f'SmolLM2-135M, Adam at {step}, equal updates, mixing ratio 1/2: the '
+        'norm of both gaps to the best held-out losses is smaller after '
         'ALRIGHT than after stages.',
         metric='ideal_distance/alright/share=0.5',
         at_most='ideal_distance/sequential/share=0.5',
@@ -89,7 +89,7 @@ CLAIMS = (
         **_LANGUAGE,
       ),
       harness.Claim(
-        f'SmolLM2-135M, Adam at {step}: it is smaller in 4 of 5 seeds.',
+        f'SmolLM2-135M, Adam at {step}: this norm is smaller in 4 of 5 seeds.',
         metric='wins/alright/share=0.5',
         at_least=4,
         run=run,

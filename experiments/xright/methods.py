@@ -1,4 +1,4 @@
-"""Two objectives of one model, each with its own data, by several methods."""
+"""Methods for two objectives of one model, each with its own data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,21 +12,21 @@ from experiments.lm import tables
 TITLES = {
   'sequential': 'in stages, demonstrations first',
   'reversed': 'in stages, comparisons first',
-  'mix': 'weighted sum, both losses a step',
+  'mix': 'weighted sum, both losses per step',
   'alright': 'ALRIGHT',
   'maxright': 'MAXRIGHT',
-  'demonstrations': 'demonstrations alone',
-  'comparisons': 'comparisons alone',
+  'demonstrations': 'demonstrations only',
+  'comparisons': 'comparisons only',
   'mgda': 'MGDA on both gradients',
   'moco': 'MoCo on both gradients',
   'cagrad': 'CAGrad on both gradients',
 }
-# What prefers an answer by its length alone.
+# Accuracy of preferences by length.
 CONTROLS = {
-  'control/longer_answer': 'control: the longer answer is preferred',
-  'control/shorter_answer': 'control: the shorter answer is preferred',
+  'control/longer_answer': 'control: prefer the longer answer',
+  'control/shorter_answer': 'control: prefer the shorter answer',
 }
-# Those that hold the gradients of both objectives at once.
+# Methods that store both gradients at once.
 AGGREGATORS = ('mgda', 'moco', 'cagrad')
 STAGES = ('sequential', 'reversed')
 SINGLE = ('demonstrations', 'comparisons')
@@ -34,24 +34,25 @@ BOTH = ('mix', *AGGREGATORS)
 
 
 class Plan(NamedTuple):
-  """What a method is given beside the losses.
+  """Parameters of a method.
 
   Attributes:
-    share: the weight of the comparisons, in [0, 1]; of stages, the part of the
-      steps that they get, at least one.
+    mixing_ratio: weight of the comparisons, in [0, 1]; for stages, the fraction
+      of the steps on comparisons, at least one step.
     steps: of the run.
-    optima: the least loss of either objective, or 'running'.
-    refresh_every: evaluations of MAXRIGHT between two looks at both losses.
-    memo: how far a training loss moves what MAXRIGHT knows, in [0, 1].
-    parts: micro-batches of an update.
+    optima: the least loss of each objective, or 'running'.
+    refresh_every: updates between two evaluations of both losses, for MAXRIGHT.
+    cached_losses_rate: step of a cached loss towards a training loss, in
+      [0, 1], for MAXRIGHT.
+    micro_batches: per update.
   """
 
-  share: float
+  mixing_ratio: float
   steps: int
   optima: Any = 'running'
   refresh_every: int = 10
-  memo: float = 0.1
-  parts: int = 1
+  cached_losses_rate: float = 0.1
+  micro_batches: int = 1
 
 
 def check(name: str) -> None:
@@ -63,15 +64,16 @@ def check(name: str) -> None:
 
 
 def batch(name: str, step: Any, refresh: Any) -> Any:
-  """What an update of a method is given.
+  """Makes the batch of an update.
 
   Args:
     name: of the method.
     step: of the run.
-    refresh: rows by objective, for MAXRIGHT's looks.
+    refresh: rows by objective on which MAXRIGHT evaluates both losses.
 
   Returns:
-    A pytree: both numbers of batches, or the rows; others count themselves.
+    Batch numbers of both objectives for aggregators, else the rows: these
+    methods count the batches of each objective themselves.
   """
   return (step, step) if name in AGGREGATORS else {'refresh': refresh}
 
@@ -83,30 +85,29 @@ def oracle(
   *,
   key: Any,
 ) -> optax.GradientTransformation:
-  """The gradient of a method, from a batch as `batch` gives it.
+  """Makes the oracle of a method, which takes batches of `batch`.
 
   Args:
     name: of the method.
-    losses: of the demonstrations and of the comparisons, in this order, of
-      (params, number of a batch or rows), as `tables.numbered_loss` gives; of
-      a method of one objective, that alone will do.
-    plan: numbers.
-    key: PRNG key, of ALRIGHT's coin.
+    losses: (params, batch number or rows) -> loss, for demonstrations and then
+      comparisons; a method for one objective needs only this one.
+    plan: parameters of the method.
+    key: PRNG key of ALRIGHT's draws.
 
   Returns:
-    An oracle. Only the objective whose turn it is moves on in its data.
+    An oracle. Only an evaluated objective advances in its data.
 
   Raises:
     SettingsError: if the method is unknown.
   """
   check(name)
   names = tuple(losses)
-  weights = (1 - plan.share, plan.share)
+  weights = (1 - plan.mixing_ratio, plan.mixing_ratio)
 
   def wrap(one):
-    if plan.parts == 1:
+    if plan.micro_batches == 1:
       return one
-    return bj.evaluation.accumulate(one, plan.parts, split=tables.split)
+    return bj.evaluation.accumulate(one, plan.micro_batches, split=tables.split)
 
   number = lambda batch, taken: taken
   if name in AGGREGATORS:
@@ -125,25 +126,25 @@ def oracle(
       names,
       optima=plan.optima,
       refresh_every=plan.refresh_every,
-      share=plan.memo,
+      share=plan.cached_losses_rate,
       refresh_at={
         n: lambda batch, taken, n=n: batch['refresh'][n] for n in names
       },
       **common,
     )
     return bj.evaluation.wrapped(oracle, wrap)
-  parts = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}
+  oracles = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}
   if name == 'mix':
-    return bj.evaluation.mixed(parts, weights, batch_at=number)
+    return bj.evaluation.mixed(oracles, weights, batch_at=number)
   if name == 'reversed':
-    parts = dict(reversed(parts.items()))
+    oracles = dict(reversed(oracles.items()))
   if name in SINGLE:
-    own = names[0 if name == 'demonstrations' else -1]
-    parts = {own: parts[own]}
+    objective = names[0 if name == 'demonstrations' else -1]
+    oracles = {objective: oracles[objective]}
     stages = []
   else:
-    first = plan.share if name == 'reversed' else 1 - plan.share
+    first = weights[1 if name == 'reversed' else 0]
     stages = [min(max(round(first * plan.steps), 1), plan.steps - 1)]
   return bj.evaluation.select(
-    parts, bj.evaluation.in_sequence(stages), batch_at=number
+    oracles, bj.evaluation.in_sequence(stages), batch_at=number
   )

@@ -1,4 +1,4 @@
-"""What is measured of models beside losses: refusals, and memory."""
+"""Refusals of trained models, and memory of their updates."""
 
 from typing import Any
 
@@ -13,55 +13,55 @@ from experiments.xright import problem as problem_lib
 def refusals(
   problem: problem_lib.Problem, settings: Any, models: dict[Any, Any]
 ) -> dict[Any, float]:
-  """The share of held-out prompts that models decline, greedily answered.
+  """Fraction of held-out prompts that each model refuses, by greedy answers.
 
   Args:
     problem: the problem.
-    settings: how many prompts, and how long answers are.
-    models: what was trained, by any key.
+    settings: with the number of prompts and the length of answers.
+    models: trained weights by any key.
   """
-  made = generation.make_generator(
+  generate = generation.make_generator(
     problem.model.config,
     new=settings.answers.answer_length,
-    end=problem.words.end,
+    end=problem.tokenizer.end,
     dtype=settings.compute_dtype,
   )
-  found = {}
+  rates = {}
   for key, trained in models.items():
     texts = generation.answers(
-      problem.words,
-      made,
+      problem.tokenizer,
+      generate,
       problem.tuning.merged(trained, problem.model.params),
       problem.prompts[: settings.answers.prompts],
       key=jax.random.key(0),
       buckets=settings.rows.buckets,
     )
-    found[key] = refusal_rate(texts)
-  return found
+    rates[key] = refusal_rate(texts)
+  return rates
 
 
 def memory(
   problem: problem_lib.Problem, settings: Any, method: str, optima: Any
 ) -> float:
-  """What an update takes beside its arguments, MB, by the compiler."""
-  solver = lambda given, frozen: methods.oracle(
+  """Temporary memory of a compiled update, MB."""
+  solver = lambda tables, frozen: methods.oracle(
     method,
-    problem.losses(given['train'], frozen, jax.random.key(0)),
+    problem.losses(tables['train'], frozen, jax.random.key(0)),
     settings.plan(0.5, optima),
     key=jax.random.key(0),
   )
 
-  def update(trained, state, given, frozen):
-    batch = methods.batch(method, 0, given['refresh'])
-    return solver(given, frozen).update(batch, state, trained)
+  def update(trained, state, tables, frozen):
+    batch = methods.batch(method, 0, tables['refresh'])
+    return solver(tables, frozen).update(batch, state, trained)
 
-  def start(given, frozen):
+  def start(tables, frozen):
     trained = problem.tuning.init(frozen, jax.random.key(0))
-    return trained, solver(given, frozen).init(trained)
+    return trained, solver(tables, frozen).init(trained)
 
-  # The state is an argument: of a known one, the branch that is not taken
-  # would be left out by the compiler.
-  given = problem.tables, problem.frozen
-  trained, state = jax.eval_shape(start, *given)
-  compiled = jax.jit(update).lower(trained, state, *given).compile()
+  # The state is an argument: with a constant one the compiler would remove the
+  # branches that are not taken.
+  data = problem.tables, problem.frozen
+  trained, state = jax.eval_shape(start, *data)
+  compiled = jax.jit(update).lower(trained, state, *data).compile()
   return compiled.memory_analysis().temp_size_in_bytes / 1e6

@@ -1,4 +1,4 @@
-"""What a model forgets: the front of two objectives at equal numbers of steps.
+"""Measures forgetting: both objectives of a model after equal updates.
 
 Paper: Fernando, Shen, Ram, Zhou, Samulowitz, Baracaldo and Chen, Understanding
 Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
@@ -8,15 +8,15 @@ Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
 Expected: after training in stages the model is further from the best value of
 both objectives than after ALRIGHT. Time: 25 minutes on 2 cores.
 
-SmolLM2-135M-Instruct, adapters on its last layers; the layers below are run
-once for each row. Every method has the same number of updates, of one objective
-each (those that hold both gradients cost twice that, and are listed so). The
-best value of an objective is the least that any run has reached on held-out
-rows, and the ideal distance of a run the norm of its two gaps to them.
+The model is SmolLM2-135M-Instruct with adapters in its last layers; the layers
+below run once per row. All methods have the same number of updates, each of one
+objective; methods that use both gradients cost twice as much. The optimum of an
+objective is the least held-out loss of all runs, and the ideal distance of a
+run is the norm of its two gaps to the optima.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -28,7 +28,7 @@ from experiments.lm import weights
 from experiments.xright import methods, model_measures, pareto_plot, runs
 from experiments.xright import problem as problem_lib
 
-# The files of `--data_dir`, as they are published.
+# Files in the folder `--data_dir`.
 DEMONSTRATIONS = ('alpaca_data_safety_only.json', 'dolly_safety_only.jsonl')
 COMPARISONS = 'hh_harmless_base_test.jsonl.gz'
 ADVICE = (
@@ -40,10 +40,10 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What the first seed's models answer, to count refusals.
+  """Answers of the first seed's models, to count refusals.
 
   Attributes:
-    prompts: of held-out comparisons.
+    prompts: number of held-out prompts that are answered.
     answer_length: tokens of an answer.
   """
 
@@ -63,23 +63,23 @@ class Settings(runs.Settings):
   """Settings of a run; the paper's values are those of its Pythia-1b.
 
   Attributes:
-    seeds: runs of a method at the middle share.
-    shares: weights lambda of the comparisons, in the paper 0.01 to 0.99.
-    methods: which are compared.
-    once: which of them are run with `others` seeds.
-    others: runs at the other shares, and of the methods in `once`.
-    answers: of the models.
+    seeds: seeds of each method at the middle mixing ratio.
+    mixing_ratios: weights lambda of the comparisons, 0.01 to 0.99 in the paper.
+    methods: methods that are compared.
+    few_seed_methods: methods among them that run with few_seeds only.
+    few_seeds: seeds of these methods, and at the other mixing ratios.
+    answers: of the trained models.
   """
 
   steps: int = 48
   chunk: int = 24
   seeds: int = 5
-  shares: tuple[float, ...] = (0.5,)
+  mixing_ratios: tuple[float, ...] = (0.5,)
   methods: Annotated[tuple[str, ...], _KNOWN] = (
     *('sequential', 'alright', 'maxright', 'mix'),
   )
-  once: Annotated[tuple[str, ...], _KNOWN] = ('mix',)
-  others: int = 1
+  few_seed_methods: Annotated[tuple[str, ...], _KNOWN] = ('mix',)
+  few_seeds: int = 1
   rows: problem_lib.Sizes = _SIZES
   adapters: runs.Adapters = _ADAPTERS
   optimiser: runs.Optimiser = _OPTIMISER
@@ -88,8 +88,8 @@ class Settings(runs.Settings):
 
   @property
   def middle(self) -> float:
-    """The share at which methods are compared."""
-    return self.shares[len(self.shares) // 2]
+    """The mixing ratio at which methods are compared."""
+    return self.mixing_ratios[len(self.mixing_ratios) // 2]
 
 
 PRESETS = {
@@ -106,8 +106,8 @@ PRESETS = {
   ),
   # 24,000 comparisons, 8,000 demonstrations, 6 epochs.
   'paper': Settings(
-    shares=(0.01, 0.25, 0.5, 0.75, 0.99),
-    others=5,
+    mixing_ratios=(0.01, 0.25, 0.5, 0.75, 0.99),
+    few_seeds=5,
     methods=tuple(n for n in methods.TITLES if n not in methods.SINGLE),
     steps=24_000,
     chunk=1_000,
@@ -119,36 +119,37 @@ PRESETS = {
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for settings that contradict each other."""
   runs.check(settings)
   if settings.steps % settings.chunk:
     raise harness.SettingsError(
-      f'steps={settings.steps} are no multiple of chunk={settings.chunk}.'
+      f'steps={settings.steps} is no multiple of chunk={settings.chunk}.'
     )
-  if any(share >= 1 for share in settings.shares):
+  if any(ratio >= 1 for ratio in settings.mixing_ratios):
     raise harness.SettingsError(
-      f'shares={settings.shares} are below 1: one objective alone is run by '
-      'itself.'
+      f'--mixing_ratios={settings.mixing_ratios} have to be below 1; each '
+      'objective alone is run anyway.'
     )
 
 
 def prepare(options: harness.Options) -> problem_lib.Problem:
-  """The model and the rows."""
+  """Loads the model and the rows."""
   settings = options.settings
   if options.preset == 'smoke' and not options.data_dir:
-    model, words, examples = problem_lib.made_up(dtype=settings.stored_dtype)
+    model, tokenizer, examples = problem_lib.made_up(
+      dtype=settings.stored_dtype
+    )
   else:
-    found = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE)
-    folder = found.parent
+    folder = harness.find(options.data_dir, [COMPARISONS], advice=ADVICE).parent
     examples: dict[str, Any] = {'sft': [], 'dpo': []}
     for name in DEMONSTRATIONS:
       examples['sft'] += data_lib.read_examples(folder / name)[0]
-    # Some dialogues differ before their last turn.
+    # Dialogues that differ before their last turn are skipped.
     examples['dpo'], _ = data_lib.read_examples(folder / COMPARISONS, skip=True)
-    model, words = weights.load_both(settings.model, settings.stored_dtype)
+    model, tokenizer = weights.load_both(settings.model, settings.stored_dtype)
   return problem_lib.prepare(
     model,
-    words,
+    tokenizer,
     settings.tuning(model.config),
     examples,
     settings.rows,
@@ -160,73 +161,78 @@ def run(
   options: harness.Options,
   problem: problem_lib.Problem,
   method: str,
-  share: float,
+  mixing_ratio: float,
   optima: Any,
 ) -> harness.Trained:
-  """One method at one share, all of its seeds."""
-  settings, alone = options.settings, method in methods.SINGLE
-  if share != settings.middle or method in settings.once or alone:
-    options = options._replace(seeds=tuple(range(settings.others)))
+  """Runs all seeds of a method at a mixing ratio."""
+  settings, single = options.settings, method in methods.SINGLE
+  few = single or method in settings.few_seed_methods
+  if few or mixing_ratio != settings.middle:
+    options = options._replace(seeds=tuple(range(settings.few_seeds)))
   identity = harness.settings_of(
     settings,
-    *('methods', 'shares', 'others', 'once', 'answers'),
-    'dtype',  # Stored weights are compared by themselves.
+    *('methods', 'mixing_ratios', 'few_seeds', 'few_seed_methods', 'answers'),
+    'dtype',  # The weights themselves are compared.
   )
-  # Only MAXRIGHT sees optima: the others' runs do not depend on them.
+  # Only MAXRIGHT depends on optima.
   identity |= {'optima': list(optima)} if method == 'maxright' else {}
   return runs.run(
     options,
     problem,
     method,
-    settings.plan(0.5 if alone else share, optima),
-    name=method if alone else f'{method}/share{share:g}',
+    settings.plan(0.5 if single else mixing_ratio, optima),
+    name=method if single else f'{method}/share{mixing_ratio:g}',
     identity=identity,
-    # It is the same for all: adapters that change nothing yet.
+    # The same for all runs: `measure_start`.
     record_start=False,
   )
 
 
 def measure_start(problem: problem_lib.Problem) -> dict[str, float]:
-  """What is measured on held-out rows before the first update."""
+  """Measures on held-out rows before the first update."""
 
   @jax.jit
   def measure(frozen, held_out):
     trained = problem.tuning.init(frozen, jax.random.key(0))
     return problem_lib.measure(problem, trained, frozen, held_out)
 
-  found = measure(problem.frozen, problem.tables['held_out'])
-  return {name: float(value) for name, value in found.items()}
+  measures = measure(problem.frozen, problem.tables['held_out'])
+  return {name: float(value) for name, value in measures.items()}
 
 
 def held_out(
   trained: harness.Trained, before: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-  """Metrics from the start to the end of a run, (records, seeds) by name."""
-  found = {}
+  """Metrics from start to end of a run, (records, seeds), by name."""
+  metrics = {}
   for name, start in before.items():
     history = np.asarray(trained.history[f'held_out/{name}'])
-    found[name] = np.concatenate([np.full_like(history[:1], start), history])
-  return found
+    metrics[name] = np.concatenate([np.full_like(history[:1], start), history])
+  return metrics
 
 
 def estimated_optima(
-  problem: problem_lib.Problem, alone: dict[str, harness.Trained]
+  problem: problem_lib.Problem, single: Sequence[harness.Trained]
 ) -> tuple[float, ...]:
-  """The losses that either objective alone reaches, on the rows of the looks.
+  """Estimates optima for MAXRIGHT: losses after training on one objective.
 
-  Not on those that are reported: MAXRIGHT is to know nothing of them.
+  They are losses on MAXRIGHT's refresh rows: it does not see held-out rows.
+
+  Args:
+    problem: the problem.
+    single: runs on one objective, in the order of the objectives.
   """
 
   @jax.jit
   def measure(params, frozen, refresh):
     return problem_lib.measure(problem, params, frozen, refresh)
 
-  found = []
-  for name, trained in zip(problem.names, alone.values(), strict=True):
+  optima = []
+  for name, trained in zip(problem.names, single, strict=True):
     first = jax.tree.map(lambda leaf: leaf[0], trained.params)
     losses = measure(first, problem.frozen, problem.tables['refresh'])
-    found.append(float(losses[name]))
-  return tuple(found)
+    optima.append(float(losses[name]))
+  return tuple(optima)
 
 
 def summarise(
@@ -234,45 +240,49 @@ def summarise(
   trained: Mapping[tuple[str, float], harness.Trained],
   before: Mapping[str, float],
 ) -> harness.Results:
-  """Numbers of all runs by method and share.
+  """Summarises all runs by method and mixing ratio.
 
   Args:
     names: of both objectives.
-    trained: runs by method and share; of one objective alone, the share is 0
-      or 1.
-    before: what was measured before the first update.
+    trained: runs by (method, mixing ratio), which is 0 or 1 for one objective.
+    before: measures before the first update.
   """
   results = harness.Results()
-  held = {place: held_out(t, before) for place, t in trained.items()}
-  best = {n: min(float(np.nanmin(h[n])) for h in held.values()) for n in names}
-  gaps = {p: {n: h[n][-1] - best[n] for n in names} for p, h in held.items()}
+  histories = {place: held_out(t, before) for place, t in trained.items()}
+  best = {
+    n: min(float(np.nanmin(h[n])) for h in histories.values()) for n in names
+  }
+  gaps = {
+    place: {n: h[n][-1] - best[n] for n in names}
+    for place, h in histories.items()
+  }
   distances = {place: np.hypot(*gap.values()) for place, gap in gaps.items()}
   for name in names:
     results.add({'objective': name}, optimum=best[name])
     results.add({'method': 'start', 'objective': name}, loss=before[name])
   results.add({'method': 'start'}, accuracy=before['accuracy'])
   for place, run_ in trained.items():
-    method, share = place
-    at = {'method': method, 'share': share}
+    method, mixing_ratio = place
+    at = {'method': method, 'share': mixing_ratio}
     results.add(at, ideal_distance=distances[place])
     for name, gap in gaps[place].items():
-      loss = held[place][name][-1]
+      loss = histories[place][name][-1]
       results.add({**at, 'objective': name}, loss=loss, gap=gap)
-    taken = [run_.history.get(f'count/gradients/{n}') for n in names]
-    counts = [0.0 if t is None else float(np.mean(t[-1])) for t in taken]
+    updates = [run_.history.get(f'count/gradients/{n}') for n in names]
+    counts = [0.0 if u is None else float(np.mean(u[-1])) for u in updates]
     seeds = len(distances[place])
     seconds = run_.seconds / seeds
     results.add(
       at,
-      accuracy=held[place]['accuracy'][-1],
+      accuracy=histories[place]['accuracy'][-1],
       comparisons_share=counts[1] / max(sum(counts), 1),
       seconds=seconds,
     )
     results.note(at, {'seeds': seeds})
-    base = ('sequential', share)
+    base = ('sequential', mixing_ratio)
     if base in trained and place != base:
-      both = min(seeds, len(distances[base]))
-      lead = (distances[base] - distances[place])[:both]
+      common = min(seeds, len(distances[base]))
+      lead = distances[base][:common] - distances[place][:common]
       stages = trained[base].seconds / len(distances[base])
       results.add(at, lead=lead, wins=np.sum(lead > 0))
       results.add(at, time_ratio=seconds / stages)
@@ -280,31 +290,31 @@ def summarise(
 
 
 def main(options: harness.Options) -> harness.Report:
-  """Runs all methods at all shares, and compares."""
+  """Runs all methods at all mixing ratios and compares them."""
   settings = options.settings
   problem = prepare(options)
   trained = {
-    (name, float(share)): run(options, problem, name, float(share), ())
-    for share, name in enumerate(methods.SINGLE)
+    (name, float(i)): run(options, problem, name, float(i), ())
+    for i, name in enumerate(methods.SINGLE)
   }
-  optima = estimated_optima(problem, trained)
+  optima = estimated_optima(problem, [*trained.values()])
   trained |= {
-    (method, share): run(options, problem, method, share, optima)
-    for share in settings.shares
+    (method, ratio): run(options, problem, method, ratio, optima)
+    for ratio in settings.mixing_ratios
     for method in settings.methods
   }
   before = measure_start(problem)
   results = summarise(problem.names, trained, before)
   for name, optimum in zip(problem.names, optima, strict=True):
     results.add({'objective': name}, estimated_optimum=optimum)
-  for name, share in problem_lib.length_controls(problem).items():
-    results.add({'method': name}, accuracy=share)
-    results.note({'method': name, 'share': '-'}, {'accuracy': share})
+  for name, accuracy in problem_lib.length_controls(problem).items():
+    results.add({'method': name}, accuracy=accuracy)
+    results.note({'method': name, 'share': '-'}, {'accuracy': accuracy})
   first_seed = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
   models = {place: first_seed(t.params) for place, t in trained.items()}
-  declined = model_measures.refusals(problem, settings, models)
-  for (method, share), rate in declined.items():
-    results.add({'method': method, 'share': share}, refusal_rate=rate)
+  rates = model_measures.refusals(problem, settings, models)
+  for (method, ratio), rate in rates.items():
+    results.add({'method': method, 'share': ratio}, refusal_rate=rate)
   peak = {
     n: model_measures.memory(problem, settings, n, optima)
     for n in dict.fromkeys(('sequential', *settings.methods))
@@ -322,7 +332,7 @@ def main(options: harness.Options) -> harness.Report:
       harness.Column('accuracy', 'reward accuracy'),
       harness.Column('comparisons_share', 'updates on comparisons'),
       'seeds',
-      harness.Column('seconds', 's a run'),
+      harness.Column('seconds', 'seconds per run'),
       harness.Column('refusal_rate', 'refusals, first seed'),
     ),
     titles=methods.TITLES | methods.CONTROLS,
@@ -343,7 +353,13 @@ STUDY = harness.Study(
   paper='xright',
   binary='pareto',
   check=check,
-  renamed={'answer': 'answers.answer_length'},
+  renamed=runs.RENAMED
+  | {
+    'answer': 'answers.answer_length',
+    'shares': 'mixing_ratios',
+    'once': 'few_seed_methods',
+    'others': 'few_seeds',
+  },
 )
 
 

@@ -1,4 +1,4 @@
-"""A model, two sets of rows, and what is measured of both."""
+"""A model with encoded rows of both objectives, and their measures."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,15 @@ from experiments.lm import (
   batches,
   objectives,
   tables,
-  tokenizer,
   weights,
 )
 from experiments.lm import data as data_lib
+from experiments.lm import tokenizer as tokenizer_lib
 from experiments.lm import tuning as tuning_lib
 
-# The parts into which rows are divided: to train on, for MAXRIGHT's looks at
-# both losses, and for what is reported.
-PARTS = ('train', 'refresh', 'held_out')
+# Rows to train on, rows on which MAXRIGHT evaluates both losses, and rows for
+# the report.
+SPLITS = ('train', 'refresh', 'held_out')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Sizes:
   Attributes:
     batch_size: rows of an update, comparisons or demonstrations.
     buckets: lengths to which rows are padded, tokens; longer rows are left out.
-    held_out: rows of either kind that are reported on and not trained on.
-    refresh: further rows of either kind, by which MAXRIGHT compares.
-    train: at most so many rows of either kind are trained on; 0 for all.
-    parts: micro-batches into which a batch is divided, for memory.
-    overlap: the published rule: report on the first rows of the training data.
-    pack: whether demonstrations that are trained on stand side by side in rows
-      of the longest bucket; `batch_size` counts these rows then.
+    held_out: rows of each kind for the report.
+    refresh: rows of each kind on which MAXRIGHT evaluates both losses.
+    train: largest number of rows of each kind to train on; 0 for all.
+    micro_batches: per batch, for memory.
+    overlap: whether to report on the first rows of the training data, as in the
+      paper, instead of held-out rows.
+    pack: whether several demonstrations share a row of the longest bucket in
+      training; batch_size counts these rows.
   """
 
   batch_size: int = 4
@@ -45,58 +46,58 @@ class Sizes:
   held_out: int = 64
   refresh: int = 16
   train: Annotated[int, harness.Allowed(low=0)] = 0
-  parts: int = 1
+  micro_batches: int = 1
   overlap: bool = False
   pack: bool = False
 
 
 class Problem(NamedTuple):
-  """All that a run needs.
+  """Model and data of a run.
 
   Attributes:
-    tuning: what is trained.
-    model: as it was loaded.
-    words: its tokeniser.
+    tuning: which weights are trained.
+    model: the loaded model.
+    tokenizer: of the model.
     frozen: weights that are not trained, for `harness.train`.
-    tables: by part and objective.
-    left: rows that were left out, by objective.
-    prompts: of the comparisons that are held out.
-    shape: numbers of the losses.
+    tables: encoded rows by split and objective.
+    left_out: number of rows that were left out, by objective.
+    prompts: prompts of the held-out comparisons.
+    shape: parameters of the losses.
   """
 
   tuning: tuning_lib.Tuning
   model: weights.Model
-  words: tokenizer.Tokenizer
+  tokenizer: tokenizer_lib.Tokenizer
   frozen: Any
   tables: dict[str, dict[str, tables.Table]]
-  left: dict[str, int]
+  left_out: dict[str, int]
   prompts: list[data_lib.Prompt]
   shape: objectives.Shape = objectives.Shape()
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the objectives, two or one: demonstrations first."""
+    """Names of the objectives, two or one, demonstrations first."""
     return tuple(self.tables['train'])
 
   def losses(
     self,
-    given: dict[str, tables.Table],
+    train_tables: dict[str, tables.Table],
     frozen: Any,
     key: jax.Array,
   ) -> dict[str, Callable[[Any, Any], jax.Array]]:
-    """Losses of numbers of batches, in an order of the key.
+    """Makes losses of (params, batch number); the key orders the rows.
 
     Args:
-      given: the tables to train on.
-      frozen: what is not trained.
-      key: of the seed.
+      train_tables: rows to train on, by objective.
+      frozen: weights that are not trained.
+      key: PRNG key of the seed.
     """
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
       name: tables.numbered_loss(
         objectives.make(name, self.tuning, frozen, self.shape),
         dataclasses.replace(
-          given[name], seed=jax.random.bits(jax.random.fold_in(key, i))
+          train_tables[name], seed=jax.random.bits(jax.random.fold_in(key, i))
         ),
       )
       for i, name in enumerate(self.names)
@@ -105,7 +106,7 @@ class Problem(NamedTuple):
 
 def prepare(
   model: weights.Model,
-  words: tokenizer.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   tuning: tuning_lib.Tuning,
   examples: dict[str, Sequence[data_lib.Example]],
   sizes: Sizes,
@@ -114,16 +115,16 @@ def prepare(
   sources: Mapping[str, str] | None = None,
   skip: bool = False,
 ) -> Problem:
-  """Encodes and divides the rows, and computes what stays the same once.
+  """Encodes and splits the rows, and runs frozen layers and references once.
 
   Args:
-    model: as it was loaded.
-    words: its tokeniser.
-    tuning: what is trained.
-    examples: of both objectives by name, demonstrations first; or of one.
+    model: the loaded model.
+    tokenizer: of the model.
+    tuning: which weights are trained.
+    examples: by objective, demonstrations first; or of one objective.
     sizes: how rows become batches.
-    folder: where what is computed once is kept, for a run that goes on.
-    sources: where the examples of an objective are from, for messages.
+    folder: cache of the outputs of frozen layers and references, or None.
+    sources: files of the examples by objective, for error messages.
     skip: whether to leave out examples that the model's template refuses.
 
   Returns:
@@ -131,72 +132,74 @@ def prepare(
 
   Raises:
     SettingsError: if too few rows fit.
-    UserError: if there is nothing to learn from.
+    UserError: if no example has tokens to learn.
   """
   below, frozen = tuning.split(model.params)
-  found: dict[str, dict[str, tables.Table]] = {part: {} for part in PARTS}
-  left, prompts = {}, []
+  splits: dict[str, dict[str, tables.Table]] = {split: {} for split in SPLITS}
+  left_out, prompts = {}, []
   for name, rows in examples.items():
     source = (sources or {}).get(name, name)
     encoded = batches.encode(
-      words,
+      tokenizer,
       rows,
       max_length=sizes.buckets[-1],
       source=source,
       flag='--buckets, rising lengths in tokens,',
       skip=skip,
     )
-    left[name] = len(rows) - len(encoded.items)
-    for part, at in _divided(source, encoded, sizes).items():
-      some = encoded._replace(
+    left_out[name] = len(rows) - len(encoded.items)
+    for split, at in _split(source, encoded, sizes).items():
+      part = encoded._replace(
         items=[encoded.items[i] for i in at],
         rows=encoded.rows[at],
         lengths=encoded.lengths[at],
       )
-      each = sizes.batch_size // sizes.parts
-      if part == 'train' and sizes.pack and name in objectives.TOKEN_LOSSES:
-        table = tables.packed(some, each, length=sizes.buckets[-1])
-      elif part == 'train':
-        table = tables.make(some, each, buckets=sizes.buckets)
+      size = sizes.batch_size // sizes.micro_batches
+      if split == 'train' and sizes.pack and name in objectives.TOKEN_LOSSES:
+        table = tables.packed(part, size, length=sizes.buckets[-1])
+      elif split == 'train':
+        table = tables.make(part, size, buckets=sizes.buckets)
       else:
-        table = tables.make(some, len(at), buckets=sizes.buckets[-1:])
+        table = tables.make(part, len(at), buckets=sizes.buckets[-1:])
       if below is not None:
         table = tuning_lib.cache(
           model.config, below, table, dtype=tuning.dtype, folder=folder
         )
       if name in (*objectives.COMPARISONS, *objectives.REFERENCED):
-        # Of comparisons always: the accuracy of rewards needs it too.
+        # The accuracy of rewards needs the reference of all comparisons.
         table = objectives.reference_columns(
           tuning, frozen, table, folder=folder
         )
-      found[part][name] = table
-      if part == 'held_out' and name in objectives.COMPARISONS:
+      splits[split][name] = table
+      if split == 'held_out' and name in objectives.COMPARISONS:
         by_row = {example.row: example.prompt for example in rows}
-        prompts = [by_row[int(row)] for row in some.rows]
-  return Problem(tuning, model, words, frozen, found, left, prompts)
+        prompts = [by_row[int(row)] for row in part.rows]
+  return Problem(tuning, model, tokenizer, frozen, splits, left_out, prompts)
 
 
-def _divided(
+def _split(
   name: str, encoded: batches.Encoded, sizes: Sizes
 ) -> dict[str, np.ndarray]:
-  """Which examples are of which part."""
+  """Indices of the examples of each split."""
   count = len(encoded.items)
-  apart = sizes.refresh + (0 if sizes.overlap else sizes.held_out)
-  need = max(apart + sizes.batch_size, sizes.held_out)
-  if count < need:
+  reserved = sizes.refresh + (0 if sizes.overlap else sizes.held_out)
+  needed = max(reserved + sizes.batch_size, sizes.held_out)
+  if count < needed:
     raise harness.SettingsError(
       f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
-      f'({encoded.too_long} are longer), but {need} are needed: '
-      f'{sizes.held_out} held out, {sizes.refresh} for looks at the loss, and '
-      f'a batch of {sizes.batch_size}. Give more rows, longer --buckets, or a '
+      f'({encoded.too_long} are longer), but {needed} are needed: '
+      f'held_out={sizes.held_out}, refresh={sizes.refresh} and '
+      f'batch_size={sizes.batch_size}. Give more rows, longer --buckets, or a '
       'smaller --held_out.'
     )
   order = np.random.default_rng(0).permutation(count)
-  held, refresh, rest = np.split(order, [apart - sizes.refresh, apart])
-  rest = rest[: sizes.train] if sizes.train else rest
+  held_out, refresh, train = np.split(
+    order, [reserved - sizes.refresh, reserved]
+  )
+  train = train[: sizes.train] if sizes.train else train
   if sizes.overlap:
-    held = np.arange(sizes.held_out)
-  return {'train': rest, 'refresh': refresh, 'held_out': held}
+    held_out = np.arange(sizes.held_out)
+  return {'train': train, 'refresh': refresh, 'held_out': held_out}
 
 
 def measure(
@@ -207,60 +210,60 @@ def measure(
   *,
   rows: int = 16,
 ) -> dict[str, jax.Array]:
-  """Losses on rows that are not trained on, some at a time.
+  """Computes losses and the accuracy of rewards on rows.
 
   Args:
     problem: the problem.
-    trained: what is trained, as it is now.
-    frozen: what is not.
-    held_out: tables of one bucket.
-    rows: at a time.
+    trained: trained weights.
+    frozen: weights that are not trained.
+    held_out: tables with one bucket, by objective.
+    rows: number of rows at a time.
 
   Returns:
-    By the name of each objective its loss; `accuracy`, the share of comparisons
-    in which the implicit reward is higher for what was chosen, ties counting
-    half.
+    Losses by objective, and `accuracy`: the fraction of comparisons whose
+    implicit reward is higher for the chosen answer; ties count half.
   """
-  found = {}
+  measures = {}
   for name, table in held_out.items():
-    part, longest = tables.all_rows(table), table.max_answers[0]
+    part, max_length = tables.all_rows(table), table.max_answers[0]
     names = objectives.token_names(name)
-    # One row at a time, and some of them side by side: not split.
+    # Single rows are not sharded.
     tuning = problem.tuning._replace(rows=None)
 
-    def one(row, name=name, longest=longest, tuning=tuning):
+    def one(row, name=name, max_length=max_length, tuning=tuning):
       row = {n: leaf[None] for n, leaf in row.items()}
       return objectives.answers(
-        name, tuning, trained, frozen, row, problem.shape, max_answer=longest
+        name, tuning, trained, frozen, row, problem.shape, max_answer=max_length
       )
 
     answers = jax.lax.map(one, part, batch_size=rows)
-    # From (examples, answers of each, tokens) to all rows, kind by kind.
-    turned = jax.tree.map(
+    # From (examples, 1 or 2 answers, tokens) to (answers, tokens): the chosen
+    # ones first.
+    stacked = jax.tree.map(
       lambda leaf: jnp.moveaxis(leaf, 1, 0).reshape(-1, leaf.shape[-1]), answers
     )
-    loss = objectives.loss(name, turned, part, problem.shape)
-    found[name] = loss
+    measures[name] = objectives.loss(name, stacked, part, problem.shape)
     if names == objectives.PAIR:
-      chosen, rejected = jnp.split(turned.total, 2)
-      gained = [
+      chosen, rejected = jnp.split(stacked.total, 2)
+      rewards = [
         total - part[f'reference_{n}_total']
         for n, total in zip(names, (chosen, rejected))
       ]
-      found['accuracy'] = jnp.mean((1 + jnp.sign(gained[0] - gained[1])) / 2)
-  return found
+      difference = rewards[0] - rewards[1]
+      measures['accuracy'] = jnp.mean((1 + jnp.sign(difference)) / 2)
+  return measures
 
 
 def length_controls(problem: Problem) -> dict[str, float]:
-  """The accuracy on held-out comparisons of a preference for length.
+  """Accuracy on held-out comparisons of preferences by length.
 
   Args:
     problem: the problem.
 
   Returns:
-    The share of comparisons whose chosen answer has more tokens than the
-    rejected one, as `control/longer_answer`, and fewer, as
-    `control/shorter_answer`; ties count half. Empty without comparisons.
+    Fractions of comparisons whose chosen answer has more tokens than the
+    rejected one, `control/longer_answer`, and fewer, `control/shorter_answer`;
+    ties count half. Empty without comparisons.
   """
   for name, table in problem.tables['held_out'].items():
     if name in objectives.COMPARISONS:
@@ -280,32 +283,32 @@ def length_controls(problem: Problem) -> dict[str, float]:
 def made_up(
   rows: int = 64, dtype: Any = None
 ) -> tuple[Any, Any, dict[str, Any]]:
-  """A small random model of bytes with rows of its own, for a first try.
+  """Makes a small random model of bytes, with rows.
 
-  Demonstrations answer a letter by itself three times, comparisons prefer the
-  next letter to the one before: not both can be had.
+  Demonstrations repeat a letter three times; comparisons prefer the next letter
+  to the one before. The objectives conflict.
 
   Args:
-    rows: of each kind.
+    rows: number of each kind.
     dtype: of the weights; None for float32.
 
   Returns:
-    The model, its tokeniser, and the examples by objective.
+    The model, its tokenizer, and the examples by objective.
   """
-  model, words = weights.make_random(dtype=dtype)
+  model, tokenizer = weights.make_random(dtype=dtype)
   letters = 'abcdefghijklmnop'
   rng = np.random.default_rng(0)
-  drawn = rng.integers(1, len(letters) - 1, size=rows)
+  indices = rng.integers(1, len(letters) - 1, size=rows)
   examples = {
     'sft': [
       data_lib.Example(i, f'say {letters[n]}: ', 3 * letters[n])
-      for i, n in enumerate(drawn)
+      for i, n in enumerate(indices)
     ],
     'dpo': [
       data_lib.Example(
         i, f'say {letters[n]}: ', 3 * letters[n + 1], 3 * letters[n - 1]
       )
-      for i, n in enumerate(drawn)
+      for i, n in enumerate(indices)
     ],
   }
-  return model, words, examples
+  return model, tokenizer, examples

@@ -1,4 +1,4 @@
-"""One run of one method on a problem, and the settings of those that run it."""
+"""Runs of a method on a problem, and settings of the binaries."""
 
 import dataclasses
 import itertools
@@ -17,16 +17,16 @@ from experiments.xright import problem as problem_lib
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-  """What is trained of a model.
+  """Adapters of low rank (LoRA).
 
   Attributes:
-    rank: of the adapters; 0 trains all weights. The paper has 32.
-    alpha: adapters count alpha / rank.
-    weights: which weights of each layer get adapters: q, k, v, o, gate, up,
-      down, also with _proj behind.
-    layers: how many layers are trained, the last ones; 0 for all. The output of
-      the others is then computed once for each row.
-    remat: whether to trade time for memory in the backward pass.
+    rank: of the adapters; 0 trains all weights. 32 in the paper.
+    alpha: adapters are scaled by alpha / rank.
+    weights: weights of each layer with adapters: q, k, v, o, gate, up, down,
+      also written q_proj and so on.
+    layers: number of layers with adapters, the last ones; 0 for all. Outputs of
+      the layers below are computed once per row.
+    remat: whether to recompute activations in the backward pass, for memory.
   """
 
   rank: Annotated[int, harness.Allowed(low=0)] = 16
@@ -41,8 +41,8 @@ class Optimiser:
   """Adam.
 
   Attributes:
-    learning_rate: constant; in the paper 5e-5.
-    clip: the largest norm of a gradient.
+    learning_rate: constant; 5e-5 in the paper.
+    clip: largest norm of a gradient.
   """
 
   learning_rate: float = 2e-4
@@ -51,18 +51,26 @@ class Optimiser:
 
 @dataclasses.dataclass(frozen=True)
 class Maxright:
-  """Numbers of MAXRIGHT.
+  """Parameters of MAXRIGHT.
 
   Attributes:
     refresh_every: updates between two evaluations of both losses.
-    memo: how far a training loss moves what MAXRIGHT knows.
+    cached_losses_rate: step of a cached loss towards a training loss; 0 keeps
+      the last evaluation, 1 replaces it.
   """
 
   refresh_every: int = 10
-  memo: Annotated[float, harness.Allowed(low=0, high=1)] = 0.1
+  cached_losses_rate: Annotated[float, harness.Allowed(low=0, high=1)] = 0.1
 
 
 _SIZES = problem_lib.Sizes()
+# Former flags.
+RENAMED = {
+  'parts': 'rows.micro_batches',
+  'rows.parts': 'rows.micro_batches',
+  'memo': 'maxright.cached_losses_rate',
+  'maxright.memo': 'maxright.cached_losses_rate',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,16 +78,16 @@ class Settings(precision.Precision):
   """Settings of all binaries that train a language model.
 
   Attributes:
-    model: a folder of Hugging Face or a .gguf file; '' for
-      SmolLM2-135M-Instruct, and in the preset smoke for a small random one.
-    steps: updates. May be raised later, but not of stages, which are parts of
-      them.
+    model: folder of Hugging Face or .gguf file; '' for SmolLM2-135M-Instruct,
+      in the preset smoke for a small random model.
+    steps: number of updates. A finished run continues if they are raised, but
+      not in stages, whose lengths depend on them.
     chunk: updates between two measurements on held-out rows.
-    seeds: of the adapters, the order of the rows and of ALRIGHT.
+    seeds: of the adapters, of the order of rows and of ALRIGHT's draws.
     rows: how rows become batches.
-    adapters: what is trained.
-    optimiser: how.
-    maxright: numbers of MAXRIGHT.
+    adapters: of the model.
+    optimiser: of all methods.
+    maxright: parameters of MAXRIGHT.
   """
 
   model: str = ''
@@ -94,7 +102,7 @@ class Settings(precision.Precision):
   def tuning(
     self, config: config_lib.Config, rows: Any = None
   ) -> tuning_lib.Tuning:
-    """What of a model is trained; `rows` says how a batch lies on a mesh."""
+    """Which weights are trained; `rows` is the sharding of a batch, if any."""
     adapters = self.adapters
     return tuning_lib.Tuning(
       config,
@@ -107,29 +115,31 @@ class Settings(precision.Precision):
       rows=rows,
     )
 
-  def plan(self, share: float, optima: Any) -> methods.Plan:
-    """The numbers of a method."""
+  def plan(self, mixing_ratio: float, optima: Any) -> methods.Plan:
+    """The parameters of a method."""
     return methods.Plan(
-      share=share,
+      mixing_ratio=mixing_ratio,
       steps=self.steps,
       optima=optima,
       refresh_every=self.maxright.refresh_every,
-      memo=self.maxright.memo,
-      parts=self.rows.parts,
+      cached_losses_rate=self.maxright.cached_losses_rate,
+      micro_batches=self.rows.micro_batches,
     )
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for settings that contradict each other."""
   lora.weight_names(settings.adapters.weights)
-  size, parts = settings.rows.batch_size, settings.rows.parts
-  if size % parts:
+  size, micro_batches = settings.rows.batch_size, settings.rows.micro_batches
+  if size % micro_batches:
     raise harness.SettingsError(
-      f'batches of {size} do not divide into parts={parts}.'
+      f'batch_size={size} is no multiple of micro_batches={micro_batches}.'
     )
   buckets = settings.rows.buckets
   if any(a >= b for a, b in itertools.pairwise(buckets)):
-    raise harness.SettingsError(f'buckets are rising lengths, got {buckets}.')
+    raise harness.SettingsError(
+      f'--buckets takes rising lengths, got {buckets}.'
+    )
 
 
 def run(
@@ -143,20 +153,20 @@ def run(
   record_start: bool = True,
   layout: harness.Layout | None = None,
 ) -> harness.Trained:
-  """Trains, and measures on the rows that are held out.
+  """Trains and measures on held-out rows.
 
   Args:
     options: of the binary, with the seeds of the run.
     problem: the problem.
-    method: its name.
-    plan: its numbers.
+    method: name of the method.
+    plan: parameters of the method.
     name: of the run.
-    identity: what tells this run from others in its folder.
+    identity: settings on which the run depends.
     record_start: whether to measure before the first step too.
-    layout: how weights lie on a mesh of devices.
+    layout: sharding of the weights on a mesh of devices.
 
   Returns:
-    A `Trained`; `history` has the losses on held-out rows as `held_out/NAME`.
+    A `Trained`; `history` has held-out losses as `held_out/NAME`.
   """
   optimiser = options.settings.optimiser
 
@@ -173,10 +183,10 @@ def run(
 
   def evaluate(context, params, state):
     del state
-    found = problem_lib.measure(
+    measures = problem_lib.measure(
       problem, params, context.frozen, context.data['held_out']
     )
-    return {f'held_out/{n}': value for n, value in found.items()}
+    return {f'held_out/{n}': value for n, value in measures.items()}
 
   return harness.train(
     solver,
@@ -195,7 +205,7 @@ def run(
       chunk=options.settings.chunk,
       name=name,
       settings=identity,
-      # The branch that is not taken is to cost nothing.
+      # Mapped seeds would evaluate all objectives in each step.
       at_once=1,
       layout=layout,
     ),

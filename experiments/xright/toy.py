@@ -1,4 +1,4 @@
-"""Training in stages keeps a gap that no length of the run removes.
+"""Shows that training in stages keeps a gap for any length of the run.
 
 Paper: Fernando, Shen, Ram, Zhou, Samulowitz, Baracaldo and Chen, Understanding
 Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
@@ -8,10 +8,10 @@ Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
 Expected: the gap of ALRIGHT and of MAXRIGHT falls with the length of the run,
 that of training in stages does not. Time: 1 minute on 2 cores.
 
-A log-linear policy over three responses (`toy_problem`), one sample a step, the
-step 2 / sqrt(T), the last iterate: a mean over iterates would hide the gap of
-the last stage. Every member takes the longest run's steps; what a shorter one
-reaches is read off at its end.
+A log-linear policy over three responses (`toy_problem`) takes one sample per
+step and steps of 2 / sqrt(T). The last iterate is reported: a mean over
+iterates would hide the gap after the last stage. All members take the steps of
+the longest run; the gaps of shorter runs are recorded at their ends.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from experiments.xright import toy_problem
 
 TITLES = {
   'sequential': 'in stages',
-  'mix': 'weighted sum, both losses a step',
+  'mix': 'weighted sum, both losses per step',
   'alright': 'ALRIGHT',
-  'maxright': 'MAXRIGHT, memo of all data',
-  'maxright_stale': 'MAXRIGHT, memo of all data every 10 steps',
-  'maxright_noisy': 'MAXRIGHT, memo of one sample',
+  'maxright': 'MAXRIGHT, all data each step',
+  'maxright_stale': 'MAXRIGHT, all data every 10 steps',
+  'maxright_noisy': 'MAXRIGHT, one sample',
 }
 
 
@@ -47,16 +47,17 @@ class Settings:
 
   Attributes:
     horizons: lengths T of the runs, increasing, each a multiple of the first.
-    seeds: of the samples and of the coin.
-    step: the step size is step / sqrt(T).
-    share: the weight lambda of the preference loss; the paper has .01 to .99.
-    methods: which are run.
+    seeds: of the samples and of ALRIGHT's draws.
+    step: factor of the step size step / sqrt(T).
+    mixing_ratio: weight lambda of the preference loss; 0.01 to 0.99 in the
+      paper.
+    methods: methods that are compared.
   """
 
   horizons: tuple[int, ...] = (256, 512, 1_024, 2_048, 4_096, 8_192, 16_384)
   seeds: int = 32
   step: float = 2.0
-  share: Annotated[float, harness.Allowed(high=1.0)] = 0.5
+  mixing_ratio: Annotated[float, harness.Allowed(high=1.0)] = 0.5
   methods: Annotated[tuple[str, ...], harness.Among(TITLES)] = tuple(TITLES)
 
 
@@ -65,20 +66,20 @@ PRESETS = {
   'smoke': Settings(
     horizons=(256, 1_024, 4_096), methods=('sequential', 'alright', 'maxright')
   ),
-  # The paper's toy is one picture of trajectories: more seeds and lengths.
+  # Our sizes: the paper's toy is one plot of trajectories.
   'paper': Settings(
     horizons=(256, 1_024, 4_096, 16_384, 65_536, 262_144), seeds=128
   ),
 }
 
 
-def maker(
+def make_solver(
   settings: Settings, name: str, best: toy_problem.Optima
 ) -> Callable[[Any], optax.GradientTransformation]:
-  """From a member to its solver."""
-  weights = (1 - settings.share, settings.share)
-  every = tuple(jnp.asarray(a, jnp.float32) for a in toy_problem.ALL_DATA)
-  all_data = [lambda batch, t, rows=rows: rows for rows in every]
+  """Makes a function from a member's context to its solver."""
+  weights = (1 - settings.mixing_ratio, settings.mixing_ratio)
+  arrays = [jnp.asarray(a, jnp.float32) for a in toy_problem.ALL_DATA]
+  all_data = [lambda batch, t, rows=rows: rows for rows in arrays]
   gap = {'weights': weights, 'optima': (best.sft, best.dpo)}
 
   def oracle(context):
@@ -92,17 +93,17 @@ def maker(
           losses, **gap, refresh_every=1, refresh_at=all_data
         )
       case 'maxright_stale':
-        # What a step's own sample says is noise beside all data.
+        # The loss of one sample is too noisy to update the cached losses.
         return bj.solvers.maxright(
           losses, **gap, refresh_every=10, refresh_at=all_data, share=0.0
         )
       case 'maxright_noisy':
         return bj.solvers.maxright(losses, **gap, refresh_every=10)
-    parts = [bj.gradient(loss) for loss in losses]
+    oracles = [bj.gradient(loss) for loss in losses]
     if name == 'mix':
-      return bj.evaluation.mixed(parts, weights)
+      return bj.evaluation.mixed(oracles, weights)
     half = context.hyper['horizon'] // 2
-    return bj.evaluation.select(parts, bj.evaluation.in_sequence([half]))
+    return bj.evaluation.select(oracles, bj.evaluation.in_sequence([half]))
 
   def solver(context):
     size = settings.step / jnp.sqrt(context.hyper['horizon'].astype(float))
@@ -114,16 +115,16 @@ def maker(
 def run(
   options: harness.Options, name: str, best: toy_problem.Optima
 ) -> dict[str, np.ndarray]:
-  """The gaps at the end of runs, (horizons, seeds), by kind of gap."""
+  """Runs a method; gaps (horizons, seeds) at the ends of runs, by kind."""
   settings = options.settings
   seeds, hyper = harness.members(options.seeds, horizon=settings.horizons)
 
   def evaluate(context, params, state):
     del context, state
-    return toy_problem.gaps(params, settings.share, best)
+    return toy_problem.gaps(params, settings.mixing_ratio, best)
 
   trained = harness.train(
-    maker(settings, name, best),
+    make_solver(settings, name, best),
     harness.Task(
       lambda context: jnp.zeros(2, jnp.float32),
       lambda context: toy_problem.draw(context.key),
@@ -140,42 +141,43 @@ def run(
     harness.Measure(evaluate),
   )
   rows = [trained.steps.tolist().index(n) for n in settings.horizons]
-  found = {}
+  gaps = {}
   for kind in GAPS:
     by_length = trained.history[kind].reshape(
       len(trained.steps), len(settings.horizons), -1
     )
-    found[kind] = np.stack([by_length[r, i] for i, r in enumerate(rows)])
-  return found
+    gaps[kind] = np.stack([by_length[r, i] for i, r in enumerate(rows)])
+  return gaps
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> harness.Interval:
-  """Ratio of two means over the same seeds, by leaving out one at a time."""
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> harness.Interval:
+  """Ratio of two means over the same seeds, with its jackknife interval."""
   return harness.jackknife_interval(
-    lambda seeds: above[seeds].mean() / below[seeds].mean(), len(above)
+    lambda seeds: numerator[seeds].mean() / denominator[seeds].mean(),
+    len(numerator),
   )
 
 
 def check(settings: Settings) -> None:
-  """Raises SettingsError for settings that no run can have."""
+  """Raises SettingsError for invalid settings."""
   first, lengths = settings.horizons[0], settings.horizons
   if list(lengths) != sorted(set(lengths)) or len(lengths) < 2:
     raise harness.SettingsError(
-      f'horizons are two or more increasing lengths, got {lengths}.'
+      f'--horizons takes two or more increasing lengths, got {lengths}.'
     )
   if any(n % first for n in lengths) or first % 2:
     raise harness.SettingsError(
-      f'each of horizons={lengths} is a multiple of the first, which is even: '
-      'runs are recorded at its multiples, and stages are half a run.'
+      f'--horizons={lengths}: each has to be a multiple of the first, which '
+      'is even: runs are recorded at its multiples and halved into stages.'
     )
-  if settings.share >= 1:
-    raise harness.SettingsError('share is below 1: nothing is to be mixed.')
+  if settings.mixing_ratio >= 1:
+    raise harness.SettingsError('--mixing_ratio has to be below 1.')
 
 
 def main(options: harness.Options) -> harness.Report:
   """Runs all methods and fits exponents to their gaps."""
   settings = options.settings
-  best = toy_problem.optima(settings.share)
+  best = toy_problem.optima(settings.mixing_ratio)
   gaps = {name: run(options, name, best) for name in settings.methods}
   at = np.array(settings.horizons, np.float64)
   results = harness.Results()
@@ -184,7 +186,7 @@ def main(options: harness.Options) -> harness.Report:
       place = {'method': name, 'gap': kind}
       results.add(place, gap=gap[-1], gap_exponent=slopes.fit(at, gap))
     if name != 'sequential' and 'sequential' in gaps:
-      # In the gap that a method is for.
+      # The gap that the method minimises.
       kind = 'max' if name.startswith('maxright') else 'mix'
       pair = [gaps[n][kind][-1] for n in ('sequential', name)]
       results.add({'method': name}, gap_ratio=ratio(*pair))
@@ -216,7 +218,14 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='xright', binary='toy', check=check)
+STUDY = harness.Study(
+  main,
+  PRESETS,
+  paper='xright',
+  binary='toy',
+  check=check,
+  renamed={'share': 'mixing_ratio'},
+)
 
 
 if __name__ == '__main__':

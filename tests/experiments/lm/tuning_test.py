@@ -323,7 +323,7 @@ def test_what_is_held_out_is_measured_some_at_a_time():
       np.concatenate(
         [p['tokens' if name == 'sft' else 'chosen'] for p in t.parts]
       )
-      for t in (problem.tables[p][name] for p in problem_lib.PARTS)
+      for t in (problem.tables[p][name] for p in problem_lib.SPLITS)
     ]
     assert sum(map(len, index)) == 24
   assert len(problem.prompts) == 7

@@ -1,4 +1,4 @@
-"""Files of labels: what is written is read, and what is wrong is named."""
+"""Files of labels: round trips and errors."""
 
 import json
 
@@ -30,17 +30,17 @@ def test_round_trip(tmp_path):
   )
   path = tmp_path / 'pairs.jsonl'
   labels.write(path, pairs)
-  found = labels.read(path, **SPEC)
-  assert found.labels.tolist() == [0, 0.5, 1]  # None for an empty fragment.
+  loaded = labels.read(path, **SPEC)
+  assert loaded.labels.tolist() == [0, 0.5, 1]  # Without the empty fragment.
   for side in ('first', 'second'):
-    one, two = getattr(pairs, side), getattr(found, side)
+    one, two = getattr(pairs, side), getattr(loaded, side)
     np.testing.assert_array_equal(one.observations[:3], two.observations)
     np.testing.assert_array_equal(one.actions[:3], two.actions)
     np.testing.assert_array_equal(one.mask[:3], two.mask)
   labels.write(path, pairs, labelled=False)
   with pytest.raises(harness.DamagedDataError, match='line 1 has no label yet'):
     labels.read(path, **SPEC)
-  # Cells are written as whole numbers.
+  # Cells are written as integers.
   cells = pairs._replace(
     first=pairs.first._replace(observations=jnp.ones((4, 4, 2), bool))
   )
@@ -48,14 +48,16 @@ def test_round_trip(tmp_path):
   assert '"observations": [[1, 1], [1, 1]' in path.read_text()
 
 
-def test_pixels_are_whole_numbers_and_a_mark_is_no_text(tmp_path):
+def test_pixels_are_integers_and_a_byte_order_mark_is_skipped(tmp_path):
   path, spec = tmp_path / 'pairs.jsonl', SPEC | {'dtype': 'uint8'}
-  for row, fine in (([0, 255], True), ([0, 300], False), ([0.5, 1], False)):
-    given = {'observations': [row], 'actions': [1]}
-    path.write_text(_with(first=given, second=given), encoding='utf-8-sig')
-    if fine:
-      seen = labels.read(path, **spec).first.observations
-      assert seen[0, 0].tolist() == row
+  for row, valid in (([0, 255], True), ([0, 300], False), ([0.5, 1], False)):
+    fragment = {'observations': [row], 'actions': [1]}
+    path.write_text(
+      _with(first=fragment, second=fragment), encoding='utf-8-sig'
+    )
+    if valid:
+      observations = labels.read(path, **spec).first.observations
+      assert observations[0, 0].tolist() == row
     else:
       with pytest.raises(harness.DamagedDataError, match='from 0 to 255'):
         labels.read(path, **spec)
@@ -66,21 +68,21 @@ def _with(**changes):
 
 
 WRONG = {
-  '{"first": ': 'is no JSON',
-  '[1, 2]': 'is no object',
+  '{"first": ': 'is not JSON',
+  '[1, 2]': 'is not an object',
   _with(label=2): 'has the label 2',
   _with(label=True): 'has the label True',
   _with(label=None): 'has no label yet',
   _with(second=3): 'second has no observations and actions',
   _with(second=GOOD | {'actions': []}): 'actions of shape',
   _with(second=GOOD | {'actions': [0] * 5}): '1 to 4 steps',
-  _with(second=GOOD | {'actions': [0]}): r'\(2, 2\).* wants \(1, 2\)',
+  _with(second=GOOD | {'actions': [0]}): r'\(2, 2\).* has \(1, 2\)',
   _with(first={'observations': [[1], [2]], 'actions': [0, 1]}): (
     'first has observations of shape .* was the file made for another one'
   ),
   _with(first=GOOD | {'actions': [0, 3]}): 'the action 3; this .* 0 to 2',
   _with(first=GOOD | {'actions': [0, 0.5]}): 'the action 0.5',
-  _with(first=GOOD | {'observations': [[0, 'a'], [1, 1]]}): 'no number',
+  _with(first=GOOD | {'observations': [[0, 'a'], [1, 1]]}): 'not a number',
   _with(first=GOOD | {'observations': [[0, float('nan')], [1, 1]]}): (
     'not finite'
   ),
@@ -89,12 +91,12 @@ WRONG = {
 
 def test_errors_name_line_and_cause(tmp_path):
   path = tmp_path / 'pairs.jsonl'
-  for line, said in WRONG.items():
+  for line, reason in WRONG.items():
     path.write_text(f'{_with()}\n\n{line}\n')
-    with pytest.raises(harness.DamagedDataError, match=f'line 3.*{said}'):
+    with pytest.raises(harness.DamagedDataError, match=f'line 3.*{reason}'):
       labels.read(path, **SPEC)
   path.write_text('\n')
-  with pytest.raises(harness.DamagedDataError, match='holds no pair'):
+  with pytest.raises(harness.DamagedDataError, match='has no pairs'):
     labels.read(path, **SPEC)
   with pytest.raises(harness.MissingDataError, match='there is no file'):
     labels.read(tmp_path / 'none', **SPEC)

@@ -1,4 +1,4 @@
-"""Fragments, labels and their model, against plain loops."""
+"""Fragments, labels and their model against loops."""
 
 import collections
 
@@ -13,14 +13,14 @@ STEPS, COUNT, LENGTH = 11, 3, 4
 
 
 def _rollout(seed, ends=0.15):
-  """Each observation is the number of its step and environment."""
+  """Observations number the steps and environments."""
   rng = np.random.default_rng(seed)
   shape = (STEPS, COUNT)
   terminated, truncated = rng.random(shape) < ends, rng.random(shape) < ends
   number = np.arange(STEPS * COUNT, dtype=np.float32).reshape(*shape, 1)
   return bj.rl.Rollout(
     number,
-    rng.integers(0, 2, shape),  # Of no use here.
+    rng.integers(0, 2, shape),  # Unused.
     rng.normal(size=shape).astype(np.float32),
     terminated,
     truncated & ~terminated,
@@ -28,8 +28,8 @@ def _rollout(seed, ends=0.15):
   )
 
 
-def _by_hand(rollout, start, one):
-  """(whether it may be, which steps count, their sum)."""
+def _fragment(rollout, start, one):
+  """Validity, mask and sum of a fragment."""
   mask, total = [], 0.0
   for t in range(start, start + LENGTH):
     mask.append(True)
@@ -43,19 +43,19 @@ def _by_hand(rollout, start, one):
 
 def test_fragments_end_at_a_termination_and_hold_no_truncation():
   cut = jax.jit(lambda rollout: preferences.cut(rollout, LENGTH))
-  seen = 0
+  count = 0
   for seed in range(20):
     rollout = _rollout(seed)
     allowed, mask, sums = map(np.asarray, cut(rollout))
     for start in range(STEPS - LENGTH + 1):
       for one in range(COUNT):
-        fine, steps, total = _by_hand(rollout, start, one)
-        assert allowed[start, one] == fine
-        if fine:
+        valid, steps, total = _fragment(rollout, start, one)
+        assert allowed[start, one] == valid
+        if valid:
           assert mask[start, :, one].tolist() == steps
           np.testing.assert_allclose(sums[start, one], total, rtol=1e-5)
-          seen += not all(steps)
-  assert seen > 50
+          count += not all(steps)
+  assert count > 50
 
 
 def test_draws_are_of_allowed_fragments_and_of_all_of_them():
@@ -63,24 +63,24 @@ def test_draws_are_of_allowed_fragments_and_of_all_of_them():
   draw = jax.jit(
     lambda key, rollout: preferences.draw(key, rollout, (400, 2), LENGTH)
   )
-  found = jax.tree.map(np.asarray, draw(jax.random.key(0), rollout))
-  numbers = found.observations[..., 0].reshape(-1, LENGTH).astype(int)
+  fragments = jax.tree.map(np.asarray, draw(jax.random.key(0), rollout))
+  numbers = fragments.observations[..., 0].reshape(-1, LENGTH).astype(int)
   drawn = set()
   for row, mask, total in zip(
     numbers,
-    found.mask.reshape(-1, LENGTH),
-    found.returns.ravel(),
+    fragments.mask.reshape(-1, LENGTH),
+    fragments.returns.ravel(),
     strict=True,
   ):
     start, one = divmod(row[0], COUNT)
     assert (np.diff(row) == COUNT).all()
-    fine, steps, by_hand = _by_hand(rollout, start, one)
-    assert fine and mask.tolist() == steps
-    np.testing.assert_allclose(total, by_hand, rtol=1e-4, atol=1e-6)
+    valid, steps, expected = _fragment(rollout, start, one)
+    assert valid and mask.tolist() == steps
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
     drawn.add((start, one))
   allowed = np.asarray(preferences.cut(rollout, LENGTH)[0])
   assert drawn == set(zip(*map(list, np.nonzero(allowed)), strict=True))
-  # Where a limit cut every fragment, none counts.
+  # Without valid fragments the result is empty.
   cut = rollout._replace(
     truncated=np.ones((STEPS, COUNT), bool),
     terminated=np.zeros((STEPS, COUNT), bool),
@@ -138,9 +138,9 @@ def test_loss_and_accuracy_against_loops():
     losses = preferences.bradley_terry(margin, pairs.labels)
     return losses, none, share, buffer
 
-  found, none, share, buffer = run(weights, pairs)
-  np.testing.assert_allclose(found, want, rtol=1e-5)
-  assert np.isnan(none)
+  losses, empty, share, buffer = run(weights, pairs)
+  np.testing.assert_allclose(losses, want, rtol=1e-5)
+  assert np.isnan(empty)
   np.testing.assert_allclose(share, right / known, rtol=1e-6)
   assert 0 < known < 12 and int(buffer.count) == known
 
@@ -153,16 +153,16 @@ def test_labels_are_of_boltzmann():
   )
   keys = jax.random.split(jax.random.key(0), 4_000)
   ahead = np.asarray(pair.second.returns - pair.first.returns)
-  of = jax.jit(
+  draw = jax.jit(
     jax.vmap(lambda key, t: preferences.label(key, both, t).labels, (0, None))
   )
   for temperature in (0.7, np.inf):
-    labels = of(keys, temperature)
+    labels = draw(keys, temperature)
     want = 1 / (1 + np.exp(-ahead / temperature))
     np.testing.assert_allclose(labels.mean(0), want, atol=0.035)
 
 
-def test_the_ring_keeps_the_last():
+def test_the_buffer_keeps_the_last_pairs():
   rng = np.random.default_rng(5)
   ring = preferences.empty(5, LENGTH, (2,), jnp.float32)
   last, push = collections.deque(maxlen=5), jax.jit(preferences.push)
@@ -172,7 +172,7 @@ def test_the_ring_keeps_the_last():
     ring = push(ring, pairs, jnp.asarray(keep))
     last.extend(float(x) for x in pairs.labels[keep])
     known = min(int(ring.count), 5)
-    held = np.asarray(ring.pairs.labels)[:known]
-    assert sorted(held.tolist()) == sorted(last)
+    stored = np.asarray(ring.pairs.labels)[:known]
+    assert sorted(stored.tolist()) == sorted(last)
   drawn = preferences.sample(jax.random.key(0), ring, (200,))
   assert set(np.asarray(drawn.labels).tolist()) == set(last)

@@ -1,4 +1,4 @@
-"""The binary: switches between methods, resumption, and bad settings."""
+"""The binary: methods, resumption, files of labels, invalid settings."""
 
 import dataclasses
 import json
@@ -39,12 +39,12 @@ SMALL = harness.replaced(
 def test_resumes_to_the_same_result(
   name, options, results, tmp_path, monkeypatch
 ):
-  """Killed before the end, it goes on to the same numbers, bit for bit."""
+  """A killed run resumes to the same results, bit for bit."""
   monkeypatch.setattr(rlhf, 'render', lambda options: None)
   settings = dataclasses.replace(SMALL, methods=(name,))
-  whole = options(settings, paper='pbrl', binary='rlhf', save_seconds=0.0)
-  whole = whole._replace(seeds=(7, 8))
-  harness.execute(rlhf.main, whole)
+  run_options = options(settings, paper='pbrl', binary='rlhf', save_seconds=0.0)
+  run_options = run_options._replace(seeds=(7, 8))
+  harness.execute(rlhf.main, run_options)
   metrics = results()['metrics']
   for file in (f'policy_{name}.npz', 'returns.png', 'table.md'):
     assert (tmp_path / file).exists()
@@ -53,13 +53,13 @@ def test_resumes_to_the_same_result(
   assert metrics[f'labels/{name}'] == 8 + 10 * 8
   assert metrics[f'policy_steps/{name}'] == 10 * 4 * 30 + 2 * 30
   assert 5 < metrics[f'true_return/{name}'] < 60
-  # As a kill before the last checkpoint was written leaves it.
+  # The state after a kill before the last checkpoint.
   checkpoints = tmp_path / name / 'checkpoints'
   steps = sorted(loading.saved_steps(checkpoints))
   assert steps == [8, 10]
   shutil.rmtree(checkpoints / '10')
   (tmp_path / 'results.json').unlink()
-  harness.execute(rlhf.main, whole)
+  harness.execute(rlhf.main, run_options)
   assert results()['metrics'] == metrics
   assert sorted(loading.saved_steps(checkpoints)) == [8, 10]
 
@@ -103,7 +103,8 @@ TINY = rlhf_settings.Settings(
 
 
 def _learner(name, **weights):
-  settings = dataclasses.replace(TINY, **weights)
+  changes = {f'weights.{name}': value for name, value in weights.items()}
+  settings = harness.replaced(TINY, changes)
   learner = learner_lib.Learner(
     rlhf_settings.METHODS[name],
     _Linear,
@@ -112,7 +113,7 @@ def _learner(name, **weights):
     1e-2,
     jnp.float32,
   )
-  return learner, learner.nothing(_params().upper, (3,))
+  return learner, learner.empty_start(_params().upper, (3,))
 
 
 def _params():
@@ -123,10 +124,10 @@ def _params():
 
 
 def _step(name, *weights):
-  """An update, for each pair of a penalty and a weight of the score."""
+  """One update per pair of a penalty and a weight of the score."""
   rng = np.random.default_rng(1)
   rollouts = {'lower': _rollout(rng)}
-  if rlhf_settings.METHODS[name].second:
+  if rlhf_settings.METHODS[name].second_policy:
     rollouts['value'] = _rollout(rng)
 
   @jax.jit
@@ -139,7 +140,7 @@ def _step(name, *weights):
 
 
 def test_methods_differ_by_their_terms():
-  """PBRL without its terms is DRLHF; each of them moves what it should."""
+  """PBRL without its terms is DRLHF; each term moves its own params."""
   ((plain, _),) = _step('drlhf', (0.1, 0.05))
   (bare, _), (moved, state), (scored, _) = _step(
     'pbrl', (0.0, 0.0), (1e4, 0.0), (0.0, 10.0)
@@ -155,9 +156,9 @@ def test_methods_differ_by_their_terms():
   here, there = _rollout(rng), _rollout(rng)
 
   def mean(x, rollout):
-    found = rollout.observations @ x
+    rewards = rollout.observations @ x
     return np.take_along_axis(
-      np.asarray(found), np.asarray(rollout.actions)[..., None], 2
+      np.asarray(rewards), np.asarray(rollout.actions)[..., None], 2
     ).mean()
 
   gap = lambda x: mean(x, there) - mean(x, here)
@@ -174,22 +175,22 @@ def test_methods_differ_by_their_terms():
 def test_a_constant_reward_is_the_true_one_on_cart_pole(
   options, results, monkeypatch
 ):
-  """So CartPole cannot show that anything was learnt from preferences.
+  """CartPole cannot show learning from preferences.
 
-  Its returns are lengths: the control learns what the true reward teaches, to
-  the last bit, and orders all pairs that are not tied.
+  Its returns are lengths: the control learns the same as from the true reward,
+  bit for bit, and orders all untied pairs.
   """
   monkeypatch.setattr(rlhf, 'render', lambda options: None)
   control = 'control/constant_reward'
   settings = dataclasses.replace(SMALL, methods=('oracle', control))
   harness.execute(rlhf.main, options(settings, paper='pbrl', binary='rlhf'))
-  found = results()
-  metrics = found['metrics']
+  stored = results()
+  metrics = stored['metrics']
   assert metrics[f'accuracy/{control}'] == 1
   assert metrics[f'labels/{control}'] == 0
   for name in ('true_return', 'area', 'policy_steps'):
     assert metrics[f'{name}/{control}'] == metrics[f'{name}/oracle']
-  lead = harness.paired_interval(found, 'area/oracle', f'area/{control}')
+  lead = harness.paired_interval(stored, 'area/oracle', f'area/{control}')
   assert (lead.mean, lead.half_width) == (0, 0)
 
 
@@ -212,7 +213,7 @@ def test_a_file_of_labels(options, tmp_path):
   assert int(buffer.count) == 8
   longer = buffer.pairs.second.mask.sum(1) > buffer.pairs.first.mask.sum(1)
   assert (buffer.pairs.labels[longer] == 1).all()
-  # Of another environment, by the shapes.
+  # The shapes are those of another environment.
   other = dataclasses.replace(settings, env='Acrobot-v1')
   with pytest.raises(harness.DamagedDataError, match='line 1: first'):
     rlhf_compiled.file_buffer(rlhf_settings.resolve(other))
@@ -221,29 +222,29 @@ def test_a_file_of_labels(options, tmp_path):
 BAD = {
   'did you mean CartPole-v1': {'env': 'CartPole'},
   'continuous actions': {'env': 'Pendulum-v1'},
-  'a fragment is a part of a rollout': {'preferences.fragment': 31},
-  'draws labels of its own': {
+  'a fragment is longer than a rollout': {'preferences.fragment': 31},
+  'random labels do not go with': {
     'methods': ('control/random_labels',),
     'labels': 'x',
   },
   'an even number': {'rollouts.environments': 5},
-  'hold the 32 pairs': {'preferences.pairs': 32},
-  'at most the steps of a rollout': {'reward.steps': 31},
+  'smaller than the 32 pairs': {'preferences.pairs': 32},
+  'at most the 30 steps of a rollout': {'reward.steps': 31},
 }
 
 
-def test_settings_that_cannot_be():
-  for said, changes in BAD.items():
-    with pytest.raises(harness.SettingsError, match=said):
+def test_settings_that_contradict_each_other():
+  for match, changes in BAD.items():
+    with pytest.raises(harness.SettingsError, match=match):
       rlhf_settings.check(harness.replaced(SMALL, changes))
   with pytest.raises(harness.SettingsError, match='tau is above 0'):
-    settings_lib.check(settings_lib.override(SMALL, {'tau': '0'}))
+    settings_lib.check(settings_lib.override(SMALL, {'weights.tau': '0'}))
   with pytest.raises(harness.SettingsError, match='methods knows oracle, '):
     settings_lib.check(dataclasses.replace(SMALL, methods=('ppo',)))
 
 
-def test_games_in_python_go_on(options):
-  """A cart-pole that is stepped in Python: SIGKILL's effect is a lost tail."""
+def test_games_in_python_resume(options):
+  """A cart-pole that Python steps; a finished run is read again."""
   settings = dataclasses.replace(
     SMALL, suite='atari', env='CartPole', frames=240, methods=('drlhf',)
   )

@@ -21,8 +21,7 @@ def test_layout():
   assert ROOMS.start.sum() == ROOMS.target.sum() == 1
 
 
-# The leader's return at weights of zero; by own calculation in NumPy, of the
-# published process, at an earlier time.
+# The leader's return at weights of zero, computed independently in NumPy.
 AT_ZERO = {
   0.001: (0.2882, 0.0133, -0.2616),
   0.003: (0.2000, -0.0679, -0.3357),
@@ -34,19 +33,19 @@ def test_the_return_without_a_leader_and_its_gradient(x64):
   zero = jnp.zeros(105, jnp.float64)
 
   @jax.jit
-  def at(w, heat, price):
-    def of_goal(goal):
+  def at(w, tau, price):
+    def goal_return(goal):
       process = rooms.process(ROOMS, w, goal, price)
-      better = lambda _, z: contexts.improve(process, z, heat)
+      better = lambda _, z: contexts.improve(process, z, tau)
       z = jax.lax.fori_loop(0, 20, better, jnp.zeros((104, 4)))
-      z = contexts.optimum(process, z, heat)
+      z = contexts.optimum(process, z, tau)
       return contexts.leader_return(process, jax.nn.softmax(z))
 
-    return (of_goal(0) + of_goal(1)) / 2
+    return (goal_return(0) + goal_return(1)) / 2
 
-  for heat, expected in AT_ZERO.items():
-    found = [at(zero, heat, price) for price in (1.0, 3.0, 5.0)]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+  for tau, expected in AT_ZERO.items():
+    returns = [at(zero, tau, price) for price in (1.0, 3.0, 5.0)]
+    np.testing.assert_allclose(returns, expected, atol=1e-3)
   draw = np.random.default_rng(0).normal
   w, direction = jnp.asarray(draw(size=105)), jnp.asarray(draw(size=105))
   slope = jax.jit(jax.grad(at))(w, 0.005, 1.0) @ direction
@@ -56,10 +55,13 @@ def test_the_return_without_a_leader_and_its_gradient(x64):
 
 
 def test_verdicts():
-  ours = np.array([1.0, 1.1, 0.9])
-  assert contextual.verdict(ours, [ours - 0.3, ours - 0.5]) == 'above'
-  assert contextual.verdict(ours, [ours + 0.3, ours - 0.5]) == 'below'
-  assert contextual.verdict(ours, [ours + 0.001]) == 'level'
+  values = np.array([1.0, 1.1, 0.9])
+  verdict = lambda *leads: contextual.verdict(
+    values, [values + lead for lead in leads]
+  )
+  assert verdict(-0.3, -0.5) == 'above'
+  assert verdict(0.3, -0.5) == 'below'
+  assert verdict(0.001) == 'level'
 
 
 def test_penalties_are_two_numbers():

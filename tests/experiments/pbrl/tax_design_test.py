@@ -1,4 +1,4 @@
-"""Tax design: a household's process, entry by entry, and its derivatives."""
+"""Tax design: the process of a household and its derivatives."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ SETTINGS = tax_design.Settings(assets=7, span=12.0, hours=3, amounts=3)
 
 
 def plain(x, taste):
-  """The same with loops, in plain numbers."""
+  """The process with loops, in Python numbers."""
   *vat, income = [2 / (1 + math.exp(-z)) for z in x]
   grid = [-12 + 4 * i for i in range(7)]
   cdf = lambda z: (1 + math.erf(z / 5 / math.sqrt(2))) / 2
@@ -27,11 +27,11 @@ def plain(x, taste):
       for goods in np.ndindex(3, 3, 3):
         amounts = [2.5 * n for n in goods]
         real = [c / (1 + v) for c, v in zip(amounts, vat, strict=True)]
-        enjoyed = math.prod(
+        utility = math.prod(
           c**p for c, p in zip(real, tax_design.TASTES[taste], strict=True)
         )
-        worth = math.log(1 + assets / 20) if assets > 0 else assets
-        rewards.append(worth + enjoyed - 0.1 * hours**2)
+        asset_utility = math.log(1 + assets / 20) if assets > 0 else assets
+        rewards.append(asset_utility + utility - 0.1 * hours**2)
         paid = sum(v * c for v, c in zip(vat, real, strict=True))
         gains.append(
           15 * sum(real) / 3 / 5 + 5 * math.log(1 + paid + income * hours)
@@ -50,48 +50,48 @@ def test_the_process_is_that_of_its_equations(x64):
   households = tax_design.Households(SETTINGS)
   assert households.shape == (7, 81)
   x = np.array([0.3, -1.0, 0.5, -0.7])
-  made = jax.jit(households.process)
+  process_at = jax.jit(households.process)
   for taste in (0, 1):
-    process = made(x, taste)
-    for ours, theirs in zip(process[:3], plain(x, taste), strict=True):
-      np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    process = process_at(x, taste)
+    for actual, expected in zip(process[:3], plain(x, taste), strict=True):
+      np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(process.start.sum(), 1, rtol=1e-6)
-  # Nothing bought, nothing enjoyed, and still a derivative that is finite.
+  # The derivative is finite where no goods are bought.
   mix = np.random.default_rng(0).normal(size=(7, 81))
-  total = lambda x: jnp.sum(mix * made(x, 0).rewards)
+  total = lambda x: jnp.sum(mix * process_at(x, 0).rewards)
   slope, away = jax.grad(total)(x), np.array([1e-5, 2e-5, -1e-5, 1e-5])
-  ahead, behind = (sum_of(plain(x + s * away, 0), mix) for s in (1, -1))
+  ahead, behind = (mixed_rewards(plain(x + s * away, 0), mix) for s in (1, -1))
   np.testing.assert_allclose(slope @ away, (ahead - behind) / 2, rtol=1e-4)
 
 
-def sum_of(parts, mix):
+def mixed_rewards(parts, mix):
   _, rewards, _ = parts
   return np.sum(mix * rewards)
 
 
 @pytest.mark.slow
 def test_the_leader_and_its_penalty_descend():
-  """From a few updates: all methods raise the welfare at the optimum."""
-  study = tax_design.study_of(SETTINGS)
+  """A few updates raise the welfare at the optimum."""
+  study = tax_design.make_study(SETTINGS)
   study = study._replace(cells=study.cells[:1])
-  found = {}
+  welfare = {}
   for method in ('value_penalty', 'amd'):
     solver, params = _started(study, method)
     state, step = solver.init(params), jax.jit(solver.update)
-    worth = jax.jit(
+    evaluate = jax.jit(
       lambda params: contextual_methods.measure(
         study, _context(0.1), params, ()
       )
     )
-    found[method] = [worth(params)['leader_return']]
+    welfare[method] = [evaluate(params)['leader_return']]
     for k in range(20):
       updates, state = step(jax.random.key(k), state, params)
       params = bj.apply_updates(params, updates)
-    found[method].append(worth(params)['leader_return'])
-    if method == 'value_penalty':  # Steps along worths would carry them off.
+    welfare[method].append(evaluate(params)['leader_return'])
+    if method == 'value_penalty':  # Logits stay normalised.
       off = jax.nn.logsumexp(params.lower, axis=-1)
       np.testing.assert_allclose(off, 0, atol=1e-5)
-  for before, after in found.values():
+  for before, after in welfare.values():
     assert after > before + 1
 
 

@@ -1,4 +1,4 @@
-"""Equilibria of small games: known ones, and no one gains by leaving them."""
+"""Equilibria of small games, and methods for incentive design."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ SMALL = markov_games.Game(states=3, actions=(2, 2))
 
 
 def plain_gap(moves, costs, a, b, discount, tau):
-  """By value iteration of each player against the other's policy."""
+  """The gap by value iteration of each player against the other."""
   entropy = lambda p: -np.sum(p * np.log(p), axis=1)
 
   def best(chain, gains):
@@ -34,15 +34,15 @@ def plain_gap(moves, costs, a, b, discount, tau):
       v = tau * (top + np.log(np.exp(q - top[:, None]).sum(1)))
     return v.mean()
 
-  of_a = best(
+  gain_a = best(
     np.einsum('sb,sabt->sat', b, moves),
     -np.einsum('sb,sab->sa', b, costs) - tau * entropy(b)[:, None],
   )
-  of_b = best(
+  gain_b = best(
     np.einsum('sa,sabt->sbt', a, moves),
     np.einsum('sa,sab->sb', a, costs) - tau * entropy(a)[:, None],
   )
-  return of_a + of_b
+  return gain_a + gain_b
 
 
 def test_the_gap_is_zero_at_the_equilibrium_and_right_elsewhere():
@@ -57,7 +57,7 @@ def test_the_gap_is_zero_at_the_equilibrium_and_right_elsewhere():
   parts = (np.asarray(z, np.float64) for z in (game.transitions, costs))
   expected = plain_gap(*parts, a, b, 0.9, TAU)
   np.testing.assert_allclose(gap(y), expected, rtol=1e-4)
-  # Players who learn from each other get there too.
+  # Learning players reach the equilibrium too.
   learn = lambda _, y: zero_sum.learn(
     game, costs, y, temperature=TAU, rate=0.03
   )
@@ -69,7 +69,7 @@ def test_the_gap_is_zero_at_the_equilibrium_and_right_elsewhere():
 
 
 def test_matching_pennies():
-  """One state: heads and tails alike, whatever the temperature."""
+  """Uniform policies in a single state."""
   costs = jnp.array([[[1.0, -1.0], [-1.0, 1.0]]])
   game = bj.rl.make_game(jnp.ones((1, 2, 2, 1)), costs[None], discount=0.0)
   for policy in zero_sum.nash(game, costs, temperature=TAU):
@@ -85,7 +85,7 @@ def test_the_meta_gradient_by_differences(x64):
   context = harness.Context((), game, hyper, None, None, 0)
   x = np.random.default_rng(0).normal(size=(3, 2, 2))
   table = jnp.zeros((3, 2), jnp.float64)
-  loss = incentive_methods.problem_of(game, settings.game.temperature).upper
+  loss = incentive_methods.make_problem(game, settings.game.temperature).upper
 
   @jax.jit
   def after(x):
@@ -131,12 +131,12 @@ def test_pbrl_moves_all_from_one_point(x64):
   params = bj.BilevelParams(jnp.asarray(draw(size=(3, 2, 2))), (table, table))
   state, update = solver.init(params), jax.jit(solver.update)
   for _ in range(2):
-    before, held = params, bj.auxiliaries(state)['value']
+    before, responses = params, bj.auxiliaries(state)['value']
     updates, state = update(None, state, params)
     params = optax.apply_updates(params, updates)
   assert bj.counts(state)['gradients/lower'] == 4
   a, b = (np.asarray(jax.nn.softmax(z)) for z in before.lower)
-  answer = np.asarray(jax.nn.softmax(held[1]))
+  answer = np.asarray(jax.nn.softmax(responses[1]))
   assert np.abs(answer - b).max() > 1e-3
   costs = np.asarray(jax.nn.sigmoid(before.upper))
   entropy = lambda p: -np.sum(p * np.log(p), axis=1)
@@ -157,20 +157,20 @@ def test_pbrl_moves_all_from_one_point(x64):
 
 def test_updates_at_equal_evaluations():
   settings = incentive_design.Settings(steps=100)
-  of = lambda name: incentive_methods.updates_of(name, settings)
-  assert of('pbrl') == of('meta_gradient/k20/equal_updates') == 100
-  assert of('meta_gradient/k20') * 20 == of('meta_gradient/k5') * 5 == 200
+  count = lambda name: incentive_methods.count_updates(name, settings)
+  assert count('pbrl') == count('meta_gradient/k20/equal_updates') == 100
+  assert count('meta_gradient/k20') * 20 == count('meta_gradient/k5') * 5 == 200
 
 
 def test_a_payoff_by_hand_makes_the_best_pair_dominant():
-  """Against all policies of the designer's pairs, and a closed form."""
+  """Against all pure policies and a closed form."""
   sizes = markov_games.Game(states=2, actions=(2, 2))
-  found = incentive_design.measure_by_hand(sizes, (100, 101))
-  assert np.abs(found['nash_error']).max() < 1e-4
+  measures = incentive_design.measure_by_hand(sizes, (100, 101))
+  assert np.abs(measures['nash_error']).max() < 1e-4
   games = incentive_design.draw_games(sizes, (100, 101))
-  # Each player prefers its part by 1/2, whatever the other and the state.
+  # Each player prefers its action by 1/2 in all states.
   follows = 1 / (1 + np.exp(-0.5 / sizes.temperature))
-  for at, measured in enumerate(found['upper_return_at_nash']):
+  for at, measured in enumerate(measures['upper_return_at_nash']):
     game = jax.tree.map(lambda x, at=at: np.asarray(x[at], np.float64), games)
 
     def value(a, b, game=game):
@@ -204,7 +204,7 @@ def test_the_payoff_by_hand_is_a_row(options, results, tmp_path):
     options(settings, paper='pbrl', binary='incentive_design'),
   )
   metrics = results()['metrics']
-  of = lambda name: metrics[f'upper_return_at_nash/{name}']
-  assert of('pbrl') < of('control/by_hand')  # Ten steps are not enough.
+  value = lambda name: metrics[f'upper_return_at_nash/{name}']
+  assert value('pbrl') < value('control/by_hand')  # Ten steps are not enough.
   last = (tmp_path / 'table.md').read_text().splitlines()[-1]
   assert 'payoff by hand' in last and '0 of 2' in last

@@ -1,4 +1,4 @@
-"""gymnax environments: the two ends apart, names, actions, padding."""
+"""Environments of gymnax: ends, names, actions, padding."""
 
 import gymnax
 import jax
@@ -24,27 +24,28 @@ def test_a_time_limit_truncates_and_a_fall_terminates():
     (falling.replace(time=499), (True, True)),
     (state, (False, False)),
   ):
-    found = env.step(jax.random.key(1), start, 1)
-    assert (bool(found.terminated), bool(found.truncated)) == ends
-    # Before the reset: where the push led to, not where an episode begins.
-    made, settings = gymnax.make('CartPole-v1')
-    moved, *_ = made.step_env(jax.random.key(2), start, 1, settings)
-    np.testing.assert_array_equal(found.final_observation, moved)
-    began = int(found.state.time) == 0
-    assert began == any(ends)
-    assert (found.observation == moved).all() != began
-  assert abs(float(found.reward) - 1) < 1e-6
+    step = env.step(jax.random.key(1), start, 1)
+    assert (bool(step.terminated), bool(step.truncated)) == ends
+    # The final observation is the one before the reset.
+    gym, settings = gymnax.make('CartPole-v1')
+    moved, *_ = gym.step_env(jax.random.key(2), start, 1, settings)
+    np.testing.assert_array_equal(step.final_observation, moved)
+    was_reset = int(step.state.time) == 0
+    assert was_reset == any(ends)
+    assert (step.observation == moved).all() != was_reset
+  assert abs(float(step.reward) - 1) < 1e-6
 
 
 def test_continuous_actions_are_mapped_to_their_range():
   known = environments.make('Pendulum-v1')
-  made, settings = gymnax.make('Pendulum-v1')
+  gym, settings = gymnax.make('Pendulum-v1')
   assert known.environment.actions == (1,)
   _, state = known.environment.reset(jax.random.key(0))
-  for given, torque in ((0.5, 1.0), (-3.0, -2.0), (0.0, 0.0)):
-    ours = known.environment.step(jax.random.key(1), state, jnp.array([given]))
-    theirs = made.step(jax.random.key(1), state, jnp.array([torque]), settings)
-    np.testing.assert_allclose(ours.final_observation, theirs[0], rtol=1e-6)
+  key = jax.random.key(1)
+  for action, torque in ((0.5, 1.0), (-3.0, -2.0), (0.0, 0.0)):
+    step = known.environment.step(key, state, jnp.array([action]))
+    expected = gym.step(key, state, jnp.array([torque]), settings)[0]
+    np.testing.assert_allclose(step.final_observation, expected, rtol=1e-6)
 
 
 def test_padding_adds_empty_channels():
@@ -52,14 +53,14 @@ def test_padding_adds_empty_channels():
   env = environments.padded(known.environment, 6)
   observation, state = env.reset(jax.random.key(0))
   assert known.shape == (10, 10, 4) and observation.shape == (10, 10, 6)
-  found = bj.rl.Timestep(*env.step(jax.random.key(0), state, 0))
-  for padded in (found.observation, found.final_observation):
+  step = bj.rl.Timestep(*env.step(jax.random.key(0), state, 0))
+  for padded in (step.observation, step.final_observation):
     assert padded.shape == (10, 10, 6)
     assert (padded[..., 4:] == 0).all() and (padded[..., :4] != 0).any()
 
 
 def test_mnist_is_not_downloaded(tmp_path, monkeypatch):
-  """One line without its files; with them the environment is made."""
+  """Without its files there is a short error, with them an environment."""
 
   def download(*args):
     raise AssertionError('nothing is downloaded')
@@ -80,7 +81,7 @@ def test_mnist_is_not_downloaded(tmp_path, monkeypatch):
 
 
 def test_environments_are_made_within_a_trace():
-  """Those that keep arrays, in one program and then in another."""
+  """Environments that store arrays, in two programs."""
   for name in ('FourRooms-misc', 'MetaMaze-misc'):
 
     def first(key, name=name):
@@ -90,8 +91,8 @@ def test_environments_are_made_within_a_trace():
 
     expected = first(jax.random.key(0))
     for _ in range(2):
-      found = jax.jit(lambda key, fn=first: fn(key))(jax.random.key(0))
-      np.testing.assert_allclose(found.observation, expected.observation)
+      step = jax.jit(lambda key, fn=first: fn(key))(jax.random.key(0))
+      np.testing.assert_allclose(step.observation, expected.observation)
 
 
 def test_errors():

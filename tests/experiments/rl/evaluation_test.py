@@ -1,4 +1,4 @@
-"""Evaluation: known values, whole episodes, intervals by hand."""
+"""Evaluation: known values, whole episodes, intervals."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ GOAL = 4
 
 
 def _step(key, state, action):
-  """A walk of four steps to the right, each at a cost of 1; 0 waits."""
+  """A walk of four steps to the right at a cost of 1 each; 0 waits."""
   del key
   after = state + action
   ends = after >= GOAL
@@ -38,8 +38,8 @@ def _play(policy, kind, episodes, limit):
   return run(jax.random.key(0))
 
 
-def test_greedy_actions_have_the_optimal_return_and_sampled_ones_their_own():
-  """Right is a little likelier: greedy -4, sampled -4 / p."""
+def test_greedy_actions_have_the_optimal_return_and_sampled_ones_less():
+  """Right is likelier: -4 for greedy actions, -4 / p for sampled ones."""
   right = 0.6
   logits = jnp.log(jnp.array([1 - right, right]))
   policy = lambda actor, observation: logits
@@ -56,11 +56,11 @@ def test_greedy_actions_have_the_optimal_return_and_sampled_ones_their_own():
   assert abs(sampled.returns.std() / deviation - 1) < 0.1
 
 
-def test_an_episode_that_does_not_end_counts_for_nothing():
+def test_the_return_of_an_unfinished_episode_is_nan():
   stays = lambda actor, observation: jnp.array([1.0, 0.0])
-  found = _play(stays, 'greedy', 3, 9)
-  assert np.isnan(found.returns).all() and (found.lengths == 9).all()
-  # It ends in the last step that is allowed.
+  episodes = _play(stays, 'greedy', 3, 9)
+  assert np.isnan(episodes.returns).all() and (episodes.lengths == 9).all()
+  # The episode ends in the last allowed step.
   goes = lambda actor, observation: jnp.array([0.0, 1.0])
   assert (_play(goes, 'greedy', 3, GOAL).returns == -4).all()
 
@@ -80,46 +80,48 @@ def test_short_episodes_count_no_more_than_long_ones():
 
   act = lambda actor, key, observation: 0
   environment = bj.rl.Environment(reset, step, actions=2)
-  found = evaluation.play(
+  episodes = evaluation.play(
     environment, act, None, jax.random.key(3), episodes=2_000, limit=20
   )
-  assert set(np.unique(found.returns)) == {1.0, 9.0}
-  assert abs(found.returns.mean() - 5) < 5 * 4 / np.sqrt(2_000)
+  assert set(np.unique(episodes.returns)) == {1.0, 9.0}
+  assert abs(episodes.returns.mean() - 5) < 5 * 4 / np.sqrt(2_000)
 
 
 @pytest.mark.parametrize('kind', ['greedy', 'sampled'])
 def test_normal_policies(kind):
-  policy = lambda actor, seen: (seen + actor, jnp.log(jnp.array([0.5, 2.0])))
+  policy = lambda actor, x: (x + actor, jnp.log(jnp.array([0.5, 2.0])))
   act = evaluation.make_act(_agent(policy), (2,), kind)
   keys = jax.random.split(jax.random.key(0), 4_000)
   draw = lambda key: act(1.0, key, jnp.array([0.0, 2.0]))
-  found = np.asarray(jax.vmap(draw)(keys))
+  actions = np.asarray(jax.vmap(draw)(keys))
   deviation = np.array([0.5, 2.0]) * (kind == 'sampled')
   np.testing.assert_allclose(
-    found.mean(axis=0), [1.0, 3.0], atol=5 * 2 / np.sqrt(4_000)
+    actions.mean(axis=0), [1.0, 3.0], atol=5 * 2 / np.sqrt(4_000)
   )
-  np.testing.assert_allclose(found.std(axis=0), deviation, rtol=0.1, atol=1e-6)
+  np.testing.assert_allclose(
+    actions.std(axis=0), deviation, rtol=0.1, atol=1e-6
+  )
 
 
 def test_interval_over_episodes():
-  """Of one seed that of its episodes; between seeds nothing counts."""
+  """Only the variance within seeds counts."""
   rng = np.random.default_rng(0)
   one = rng.normal(size=(1, 12))
-  found = evaluation.over_episodes(one)
+  interval = evaluation.over_episodes(one)
   low, high = scipy.stats.t.interval(
     0.95, 11, loc=one.mean(), scale=scipy.stats.sem(one[0])
   )
-  assert found.mean == pytest.approx(one.mean())
-  assert found.half_width == pytest.approx((high - low) / 2)
-  apart = np.array([[1.0, 3.0], [101.0, 103.0], [201.0, 203.0]])
-  found = evaluation.over_episodes(apart)
+  assert interval.mean == pytest.approx(one.mean())
+  assert interval.half_width == pytest.approx((high - low) / 2)
+  distant = np.array([[1.0, 3.0], [101.0, 103.0], [201.0, 203.0]])
+  interval = evaluation.over_episodes(distant)
   # A variance of 2 in each seed, 6 episodes, 3 degrees of freedom.
   expected = scipy.stats.t.ppf(0.975, 3) * np.sqrt(2 / 6)
-  assert found.half_width == pytest.approx(expected)
+  assert interval.half_width == pytest.approx(expected)
   assert np.isnan(evaluation.over_episodes(np.ones((2, 1))).half_width)
-  apart[0, 0] = np.nan
-  found = evaluation.over_episodes(apart)
-  assert np.isnan(found.mean) and (found.count, found.total) == (5, 6)
+  distant[0, 0] = np.nan
+  interval = evaluation.over_episodes(distant)
+  assert np.isnan(interval.mean) and (interval.count, interval.total) == (5, 6)
 
 
 class Lives:
@@ -142,14 +144,14 @@ class Lives:
 def test_a_game_is_played_with_all_its_lives():
   game = Lives()
   for _ in range(2):
-    assert evaluation.play_game(game, lambda seen: 0) == (16.0, 6)
+    assert evaluation.play_game(game, lambda x: 0) == (16.0, 6)
 
 
 def test_a_known_policy_holds_the_pole_up():
-  """Linear feedback reaches the 500 that are possible; pushes right do not."""
+  """Linear feedback balances for 500 steps; constant pushes do not."""
   game = games.make('CartPole', np.random.default_rng(0))
   weights = np.array([0.1, 0.3, 3.0, 1.0])
-  held = lambda seen: int(seen @ weights > 0)
-  assert evaluation.play_game(game, held) == (500.0, 500)
-  score, length = evaluation.play_game(game, lambda seen: 1)
+  feedback = lambda x: int(x @ weights > 0)
+  assert evaluation.play_game(game, feedback) == (500.0, 500)
+  score, length = evaluation.play_game(game, lambda x: 1)
   assert score == length < 15

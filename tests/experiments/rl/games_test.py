@@ -1,4 +1,4 @@
-"""Games in Python: the cart-pole against gymnax, the Atari if it is there."""
+"""Games in Python: the cart-pole against gymnax, and the Atari."""
 
 import sys
 
@@ -14,32 +14,32 @@ from experiments.rl import games
 
 def test_cart_pole_moves_as_gymnax_s():
   game = games.CartPole(np.random.default_rng(0))
-  made, settings = gymnax.make('CartPole-v1')
-  seen, step = game.reset(), jax.jit(made.step_env)
-  _, state = made.reset(jax.random.key(0), settings)
+  gym, settings = gymnax.make('CartPole-v1')
+  observation, gym_step = game.reset(), jax.jit(gym.step_env)
+  _, state = gym.reset(jax.random.key(0), settings)
   fields = ('x', 'x_dot', 'theta', 'theta_dot')
-  state = state.replace(**dict(zip(fields, jnp.asarray(seen))))
+  state = state.replace(**dict(zip(fields, jnp.asarray(observation))))
   for t in range(200):
-    found = game.step(t % 3 > 0)
-    theirs, state, _, ended, _ = step(
+    step = game.step(t % 3 > 0)
+    expected, state, _, ended, _ = gym_step(
       jax.random.key(0), state, int(t % 3 > 0), settings
     )
-    np.testing.assert_allclose(found.observation, theirs, rtol=1e-3, atol=1e-4)
-    assert found.terminated == bool(ended)
+    np.testing.assert_allclose(step.observation, expected, rtol=1e-3, atol=1e-4)
+    assert step.terminated == bool(ended)
     if ended:
       break
-  assert 5 < t < 199 and found.reward == 1
+  assert 5 < t < 199 and step.reward == 1
 
 
 def test_cart_pole_is_cut_after_500_steps():
   game = games.CartPole(np.random.default_rng(0))
-  seen = game.reset()
+  observation = game.reset()
   for t in range(500):
-    # Linear feedback holds it up.
-    found = game.step(bool(seen @ np.array([0.1, 0.3, 3.0, 1.0]) > 0))
-    seen = found.observation
-    assert not found.terminated
-    assert found.truncated == (t == 499)
+    # Linear feedback balances the pole.
+    step = game.step(bool(observation @ np.array([0.1, 0.3, 3.0, 1.0]) > 0))
+    observation = step.observation
+    assert not step.terminated
+    assert step.truncated == (t == 499)
 
 
 def test_missing_extra_and_unknown_games(monkeypatch):
@@ -55,7 +55,7 @@ def test_missing_extra_and_unknown_games(monkeypatch):
 
 
 def emulator(name, seed, sticky=0.0):
-  """The emulator itself, with the seed that a game draws first."""
+  """The emulator with the seed that a game draws first."""
   ale_py = pytest.importorskip('ale_py')
   rng = np.random.default_rng(seed)
   ale = ale_py.ALEInterface()
@@ -83,7 +83,7 @@ def hold(ale, action):
 
 
 def test_sticky_actions_are_those_of_the_emulator():
-  """The same screens with the same probability and seed, others without."""
+  """The same screens with the same probability and seed only."""
   game, plain = make('Seaquest', sticky_actions=0.25), make('Seaquest')
   assert game._ale.getFloat('repeat_action_probability') == 0.25
   assert plain._ale.getFloat('repeat_action_probability') == 0
@@ -94,37 +94,37 @@ def test_sticky_actions_are_those_of_the_emulator():
   actions, same = np.random.default_rng(1), []
   for _ in range(60):
     action = int(actions.integers(game.actions))
-    found, other = game.step(action), plain.step(action)
+    after, other = game.step(action), plain.step(action)
     score = hold(ale, ale.getMinimalActionSet()[action])
-    assert found.score == score and not found.terminated
+    assert after.score == score and not after.terminated
     np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
-    same.append(np.array_equal(found.observation, other.observation))
+    same.append(np.array_equal(after.observation, other.observation))
   assert not all(same)
 
 
 def test_a_lost_life_ends_the_episode_and_the_game_goes_on():
   """Five lives of Breakout: the emulator's frames and score go on."""
-  game, whole = make('Breakout', end_on_life_loss=True), make('Breakout')
+  game, full = make('Breakout', end_on_life_loss=True), make('Breakout')
   ale, rng = emulator('Breakout', 0)
   idle(ale, rng)
-  game.reset(), whole.reset()
+  game.reset(), full.reset()
   fire = [action.name for action in ale.getMinimalActionSet()].index('FIRE')
   frames, ended, over = game._ale.getEpisodeFrameNumber(), [], False
   while not over:
-    found, same = game.step(fire), whole.step(fire)
+    after, same = game.step(fire), full.step(fire)
     before = ale.lives()
-    assert found.score == hold(ale, 1) == same.score
+    assert after.score == hold(ale, 1) == same.score
     over = ale.game_over()
     # An episode of a life, or of a game.
-    assert found.terminated == (over or ale.lives() < before)
-    assert same.terminated == over == found.game_over == same.game_over
+    assert after.terminated == (over or ale.lives() < before)
+    assert same.terminated == over == after.game_over == same.game_over
     assert game._ale.getEpisodeFrameNumber() > frames
     frames = game._ale.getEpisodeFrameNumber()
-    if found.terminated and not over:
+    if after.terminated and not over:
       ended.append(ale.lives())
-      seen = game.reset()
+      observation = game.reset()
       assert game._ale.getEpisodeFrameNumber() == frames
-      assert (seen == seen[..., :1]).all()
+      assert (observation == observation[..., :1]).all()
       np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
   assert ended == [4, 3, 2, 1]
   game.reset()  # A new game.
@@ -132,15 +132,15 @@ def test_a_lost_life_ends_the_episode_and_the_game_goes_on():
   assert game._ale.getEpisodeFrameNumber() <= games.IDLE
 
 
-def test_fire_starts_what_waits_for_it():
-  """After the idle actions FIRE is held for a step, where the game has it."""
+def test_fire_starts_games_that_wait_for_it():
+  """FIRE is held for a step after the idle actions, if the game has it."""
   game, waits = make('Breakout', fire_on_reset=True), make('Breakout')
   ale, rng = emulator('Breakout', 0)
   idle(ale, rng)
   game.reset(), waits.reset()
   hold(ale, 1)
   np.testing.assert_array_equal(game.screen(), ale.getScreenRGB())
-  # Without it there is no ball, and nothing ever moves.
+  # Without FIRE there is no ball, and nothing moves.
   start = waits.screen()
   for _ in range(30):
     game.step(0), waits.step(0)
@@ -159,17 +159,17 @@ def test_fire_after_a_lost_life():
   game.reset()
   lives = []
   for _ in range(3_000):
-    found = game.step(0)
-    if found.terminated:
+    after = game.step(0)
+    if after.terminated:
       lives.append(game._ale.lives())
-      if found.game_over:
+      if after.game_over:
         break
       game.reset()
   assert lives == [4, 3, 2, 1, 0]
 
 
 def test_atari_pictures_rewards_and_ends():
-  """Against the emulator itself, frame by frame."""
+  """Against the emulator, frame by frame."""
   pytest.importorskip('ale_py')
   game = games.make('Seaquest', np.random.default_rng(0))
   first = game.reset()
@@ -178,17 +178,17 @@ def test_atari_pictures_rewards_and_ends():
   rng, before = np.random.default_rng(1), first
   score = length = 0
   while True:
-    found = game.step(int(rng.integers(game.actions)))
-    np.testing.assert_array_equal(found.observation[..., :3], before[..., 1:])
-    assert found.reward == np.clip(found.score, -1, 1)
-    score, length, before = score + found.score, length + 1, found.observation
-    if found.terminated or found.truncated:
+    after = game.step(int(rng.integers(game.actions)))
+    np.testing.assert_array_equal(after.observation[..., :3], before[..., 1:])
+    assert after.reward == np.clip(after.score, -1, 1)
+    score, length, before = score + after.score, length + 1, after.observation
+    if after.terminated or after.truncated:
       break
-  assert found.terminated and score % 20 == 0
+  assert after.terminated and score % 20 == 0
   assert 50 < length < 5_000
   short = games.Atari('Seaquest', np.random.default_rng(0), limit=200)
   short.reset()
   steps = 0
-  while not (found := short.step(0)).truncated:
+  while not (after := short.step(0)).truncated:
     steps += 1
-    assert not found.terminated and steps < 60
+    assert not after.terminated and steps < 60

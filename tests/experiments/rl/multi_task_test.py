@@ -1,4 +1,4 @@
-"""Several tasks, one policy: what is shared, what is masked, what is played."""
+"""One policy for several tasks: shared and masked outputs, played tasks."""
 
 import chex
 import jax
@@ -25,7 +25,7 @@ def test_games_look_alike(model):
   observations = jnp.ones([4, 10, 10, 4])
   logits, values = model.outputs(params, observations, 0)
   assert values.shape == (4,) and (logits[:, 3:] < -1e8).all()
-  # The policy never draws what the game does not have.
+  # The policy never draws actions that the game does not have.
   family = bj.rl.categorical()
   drawn = family.sample(jax.random.key(1), jnp.tile(logits[:1], (500, 1)))
   assert set(drawn.tolist()) == {0, 1, 2}
@@ -35,32 +35,32 @@ def test_games_look_alike(model):
 
 
 @pytest.mark.slow
-def test_rows_are_those_of_each_game_alone(model):
-  """Of the mean of two games: the sum of halves; heads get their own sum."""
+def test_gradients_of_both_games_are_those_of_each_game(model):
+  """The trunk gets the mean over games, the heads the sum."""
   learning = multi_task.Learning(environments=2, rollout=3)
   params, key = model.init(jax.random.key(0)), jax.random.key(3)
   both = multi_task.make_oracle(
     model, bj.aggregators.mean(2), learning, key=key
   )
   state = both.init(params)
-  found, after = jax.jit(both.update)(None, state, params)
+  gradients, after = jax.jit(both.update)(None, state, params)
   halves = []
   for game in (0, 1):
     one = multi_task.make_oracle(
       model, bj.aggregators.mean(1), learning, key=key, played=[game]
     )
-    mine = one.init(params)
-    # The same environments, so that the rollout is the same.
-    inner = ((state.inner[0][game],), mine.inner[1])
+    start = one.init(params)
+    # The same environments give the same rollout.
+    inner = ((state.inner[0][game],), start.inner[1])
     halves.append(
-      jax.jit(one.update)(None, mine._replace(inner=inner), params)[0]
+      jax.jit(one.update)(None, start._replace(inner=inner), params)[0]
     )
   half = lambda a, b: (a + b) / 2
   chex.assert_trees_all_close(
-    found.trunk, jax.tree.map(half, *(h.trunk for h in halves)), atol=1e-5
+    gradients.trunk, jax.tree.map(half, *(h.trunk for h in halves)), atol=1e-5
   )
   heads = jax.tree.map(jnp.add, *(h.heads for h in halves))
-  chex.assert_trees_all_close(found.heads, heads, atol=1e-5)
+  chex.assert_trees_all_close(gradients.heads, heads, atol=1e-5)
   assert bj.counts(after)['steps/environment'] == 2 * 2 * 3
   assert len(bj.outputs(after)['episodes']) == 2
 
@@ -80,19 +80,21 @@ def test_a_robots_policy_is_the_model(robots):
   spread = jax.random.normal(jax.random.key(1), (2, 4))
   params.heads['log_deviation'] = spread
   params = jax.tree.map(lambda x: x + 0.1, params)
-  seen = jax.random.normal(jax.random.key(2), (3, 39))
+  observations = jax.random.normal(jax.random.key(2), (3, 39))
   for task in (0, 1):
-    (means, spreads), _ = model.outputs(params, seen, task)
-    for at, mean, log_deviation in zip(seen, means, spreads, strict=True):
+    (means, spreads), _ = model.outputs(params, observations, task)
+    for one, mean, log_deviation in zip(
+      observations, means, spreads, strict=True
+    ):
       plain = jax.tree.map(np.asarray, params)
-      found, deviation = mt10.policy(plain, np.asarray(at), task)
-      np.testing.assert_allclose(found, mean, rtol=2e-5, atol=2e-5)
+      numpy_mean, deviation = mt10.policy(plain, np.asarray(one), task)
+      np.testing.assert_allclose(numpy_mean, mean, rtol=2e-5, atol=2e-5)
       np.testing.assert_allclose(deviation, np.exp(log_deviation), rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_robots_do_what_the_simulator_does(robots):
-  """A rollout is a function of its key, and that of a fresh simulator."""
+def test_rollouts_agree_with_a_new_simulator(robots):
+  """A rollout depends on the parameters and the key only."""
   metaworld, model = robots
   learning = multi_task.Learning(environments=2, rollout=4, window=3)
   collector = model.tasks.collector(model, [0, 1], learning)
@@ -114,9 +116,9 @@ def test_robots_do_what_the_simulator_does(robots):
     assert each.count == 2 and np.isnan(each.returns[0])
     total = rollout.rewards[i].sum(axis=0)
     np.testing.assert_allclose(each.returns[1:], total, rtol=1e-5)
-    found = model.tasks.measure(each)
-    np.testing.assert_allclose(found['return'], total.mean(), rtol=1e-5)
-    assert 0 <= found['success'] <= 1
+    measures = model.tasks.measure(each)
+    np.testing.assert_allclose(measures['return'], total.mean(), rtol=1e-5)
+    assert 0 <= measures['success'] <= 1
   benchmark = metaworld.MT10(seed=0)
   for i, name in enumerate(model.tasks.names):
     simulator = benchmark.train_classes[name]()
@@ -129,10 +131,10 @@ def test_robots_do_what_the_simulator_does(robots):
       if np.allclose(start, first, atol=1e-6):
         break
     else:
-      pytest.fail(f'{name} begins as no variant does')
+      pytest.fail(f'no variant of {name} has the first observation')
     for step in range(4):
       action = np.clip(rollout.actions[i, step, 0], -1, 1)
-      seen, reward, *_ = simulator.step(action)
+      observation, reward, *_ = simulator.step(action)
       expected = rollout.next_observations[i, step, 0]
-      np.testing.assert_allclose(seen, expected, atol=1e-5)
+      np.testing.assert_allclose(observation, expected, atol=1e-5)
       np.testing.assert_allclose(reward, rollout.rewards[i, step, 0], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Scores and measures against plain counts and closed forms."""
+"""Scores and measures against direct counts and closed forms."""
 
 import collections
 import itertools
@@ -12,8 +12,8 @@ import pytest
 from experiments.seal import controls, measures
 
 
-def ranked(scores, unsafe):
-  """By all pairs."""
+def auroc_by_pairs(scores, unsafe):
+  """Area under the ROC curve over all pairs of rows."""
   pairs = [
     (a > b) + (a == b) / 2
     for a, bad_a in zip(scores, unsafe)
@@ -23,14 +23,14 @@ def ranked(scores, unsafe):
   return np.mean(pairs)
 
 
-def precision(scores, unsafe):
-  """By every threshold in turn; equal scores fall together."""
-  total, found = 0.0, 0
+def precision_by_threshold(scores, unsafe):
+  """Average precision over all thresholds."""
+  total, before = 0.0, 0
   for bound in np.unique(scores):
     low = scores <= bound
     now = unsafe[low].sum()
-    total += (now - found) * now / low.sum()
-    found = now
+    total += (now - before) * now / low.sum()
+    before = now
   return total / unsafe.sum()
 
 
@@ -39,10 +39,12 @@ def test_measures_are_their_definitions():
   for ties in (1, 1000):
     scores = np.round(rng.normal(size=60) * ties) / ties
     unsafe = rng.uniform(size=60) < 0.3
-    found = measures.auroc(scores, unsafe)
-    np.testing.assert_allclose(found, ranked(scores, unsafe))
-    found = measures.auprc(scores, unsafe)
-    np.testing.assert_allclose(found, precision(scores, unsafe))
+    np.testing.assert_allclose(
+      measures.auroc(scores, unsafe), auroc_by_pairs(scores, unsafe)
+    )
+    np.testing.assert_allclose(
+      measures.auprc(scores, unsafe), precision_by_threshold(scores, unsafe)
+    )
   assert np.isnan(measures.auroc(scores, np.zeros(60, bool)))
   assert measures.auroc(-unsafe.astype(float), unsafe) == 1
   assert measures.auprc(-unsafe.astype(float), unsafe) == 1
@@ -51,17 +53,12 @@ def test_measures_are_their_definitions():
   )
 
 
-def test_who_is_kept_and_what_has_no_score_is_not():
+def test_the_highest_scores_are_kept_and_nan_is_dropped():
   scores = np.array([3.0, np.nan, 1.0, 1.0, 2.0])
-  assert measures.kept(scores, 0.75).tolist() == [
-    True,
-    False,
-    True,
-    False,
-    True,
-  ]
-  found = measures.drop_rates(scores, np.array([0, 0, 0, 1, 0], bool), 0.75)
-  assert found == {'unsafe_drop': 1.0, 'clean_drop': 0.25}
+  mask = measures.keep_highest(scores, 0.75)
+  np.testing.assert_array_equal(mask, [1, 0, 1, 0, 1])
+  rates = measures.drop_rates(scores, np.array([0, 0, 0, 1, 0], bool), 0.75)
+  assert rates == {'unsafe_drop': 1.0, 'clean_drop': 0.25}
   spread = measures.resampled(
     measures.auroc, np.arange(40.0), np.arange(40) % 4 == 0
   )
@@ -79,15 +76,15 @@ def test_hashed_ngrams_are_ratios_of_counts():
 
   here = sum(map(bag, texts), collections.Counter())
   there = sum(map(bag, target), collections.Counter())
-  buckets = 1_000_003  # None of these shares one.
+  buckets = 1_000_003  # No two of these n-grams share a bucket.
   share = lambda total, g: (total[g] + 1) / (sum(total.values()) + buckets)
-  wanted = [
+  expected = [
     sum(n * np.log(share(there, g) / share(here, g)) for g, n in bag(t).items())
     for t in texts
   ]
-  found = controls.hashed_ngrams(texts, target, buckets=buckets)
-  np.testing.assert_allclose(found, wanted)
-  assert found[0] > found[1]
+  scores = controls.hashed_ngrams(texts, target, buckets=buckets)
+  np.testing.assert_allclose(scores, expected)
+  assert scores[0] > scores[1]
 
 
 def test_losses_and_their_excess_are_means_over_answers():
@@ -98,10 +95,10 @@ def test_losses_and_their_excess_are_means_over_answers():
   np.testing.assert_allclose(
     controls.by_excess(tuned, first, mask), [-0.5, 1.0, -2.0]
   )
-  # Of six tokens the two of largest excess, both of the last row.
-  found = controls.by_excess_tokens(tuned, first, mask, discard=2 / 6)
-  np.testing.assert_allclose(found, [0, 0, -2 / 3])
-  # Masked places may be anything.
+  # The two largest of six excess losses are in the last row.
+  scores = controls.by_excess_tokens(tuned, first, mask, discard=2 / 6)
+  np.testing.assert_allclose(scores, [0, 0, -2 / 3])
+  # Masked tokens do not count.
   wild = np.where(mask > 0, tuned, np.inf)
   np.testing.assert_allclose(controls.by_loss(wild, mask)[0], -2.0)
 
@@ -122,17 +119,17 @@ def test_distances_do_not_depend_on_the_scale_of_a_direction():
   two = controls.by_distance(*turned, ridge=0.0)
   np.testing.assert_allclose(one, two, atol=1e-6)
   assert np.corrcoef(one, rows[:, 1])[0, 1] > 0.8
-  # By hand, whitened by Cholesky: distances do not depend on the root.
+  # Whitened by Cholesky: distances do not depend on the root.
   root = np.linalg.inv(np.linalg.cholesky(np.cov(rows.T, bias=True)))
   white = lambda points: (points - rows.mean(0)) @ root.T
-  wanted = -np.linalg.norm(white(rows) - white(safe).mean(0), axis=1)
+  expected = -np.linalg.norm(white(rows) - white(safe).mean(0), axis=1)
   np.testing.assert_allclose(
-    controls.by_distance(rows, safe, ridge=0.0), wanted, rtol=1e-6
+    controls.by_distance(rows, safe, ridge=0.0), expected, rtol=1e-6
   )
-  # A direction in which nothing varies.
+  # A direction without variance.
   flat = np.c_[rows, np.ones(50)]
-  found = controls.by_distance(flat, flat[:4])
-  assert np.all(np.isfinite(found))
+  scores = controls.by_distance(flat, flat[:4])
+  assert np.all(np.isfinite(scores))
 
 
 def test_the_similarity_of_gradients_is_an_inner_product():
@@ -141,9 +138,9 @@ def test_the_similarity_of_gradients_is_an_inner_product():
   params = {'a': jnp.array([0.3, -0.2, 0.5]), 'b': jnp.float32(0.4)}
   direction = controls.unit(jax.grad(lambda w: losses(w)[:2].sum())(params))
   rows = jax.jacobian(losses)(params)
-  wanted = rows['a'] @ direction['a'] + rows['b'] * direction['b']
-  found = controls.by_gradient(losses, params, direction)
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  expected = rows['a'] @ direction['a'] + rows['b'] * direction['b']
+  scores = controls.by_gradient(losses, params, direction)
+  np.testing.assert_allclose(scores, expected, rtol=1e-5)
   squares = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(direction))
   assert squares == pytest.approx(1, rel=1e-5)
   assert np.array_equal(controls.random(4, 1), controls.random(4, 1))

@@ -1,4 +1,4 @@
-"""Ranking made-up rows and a user's own, without data or a tokeniser."""
+"""Rankings of made-up rows and of a user's rows, without data."""
 
 import json
 
@@ -14,17 +14,18 @@ from experiments.seal import (
   inputs,
   order,
   rank,
+  ranking,
   rows,
   selection,
-  subjects,
   train,
+  tuned_models,
 )
 from tests.experiments.changes import change
 
 SMALL = rank.PRESETS['smoke']
 
 
-def options_of(folder, settings, data_dir=None):
+def make_options(folder, settings, data_dir=None):
   return harness.Options(
     'seal', 'rank', 'test', settings, str(folder), data_dir, (0,)
   )
@@ -36,34 +37,34 @@ def lines(path):
 
 def test_epochs_see_every_row_and_visits_are_counted():
   key = jax.random.key(0)
-  assert order.steps_of_epoch(10, 4) == 3
-  seen = np.stack([order.batch_at(key, k, 10, 4) for k in range(6)])
-  for epoch in seen.reshape(2, 12):
+  assert order.steps_per_epoch(10, 4) == 3
+  batches = np.stack([order.batch_at(key, k, 10, 4) for k in range(6)])
+  for epoch in batches.reshape(2, 12):
     assert set(epoch.tolist()) == set(range(10))
-  assert np.any(seen[:3] != seen[3:])
+  assert np.any(batches[:3] != batches[3:])
 
   solver = order.counted(
     optax.with_extra_args_support(optax.identity()), 10, lambda batch: batch
   )
   state = solver.init(jnp.zeros(2))
-  for batch in seen:
+  for batch in batches:
     _, state = solver.update(batch, state, jnp.zeros(2))
-  wanted = np.bincount(seen.ravel(), minlength=10)
-  np.testing.assert_array_equal(state.visits, wanted)
+  visits = np.bincount(batches.ravel(), minlength=10)
+  np.testing.assert_array_equal(state.visits, visits)
 
 
 @pytest.fixture(scope='module')
 def ranked(tmp_path_factory):
-  """A user's files, one row wrong and one too long, ranked by all scores."""
+  """A user's files with an invalid and a long row, ranked by all scores."""
   folder = tmp_path_factory.mktemp('seal')
   sets = rows.made_up(rows.Sizes(10, 0, 6, 6, 4))
-  raw = [rank.raw_of(one) for one in sets.finetune]
+  raw = [ranking.as_raw(one) for one in sets.finetune]
   raw[3]['response'] = 'long' * 9
   texts = list(map(json.dumps, raw))
   texts[5] = '{"prompt": "no answer"}'
   (folder / 'f.jsonl').write_text('\n'.join(texts))
-  for name, part in (('s', sets.safe), ('u', sets.anchors)):
-    text = '\n'.join(json.dumps(rank.raw_of(one)) for one in part)
+  for name, part in (('s', sets.safe), ('u', sets.reference_rows)):
+    text = '\n'.join(json.dumps(ranking.as_raw(one)) for one in part)
     (folder / f'{name}.jsonl').write_text(text)
   settings = change(
     SMALL,
@@ -77,7 +78,7 @@ def ranked(tmp_path_factory):
     tune_steps=2,
   )
   rank.check(settings)
-  harness.execute(rank.main, options_of(folder / 'run', settings))
+  harness.execute(rank.main, make_options(folder / 'run', settings))
   return folder, raw, settings
 
 
@@ -90,47 +91,51 @@ def test_a_users_rows_keep_their_numbers(ranked):
       assert (row[name] is None) == (row['row'] in (3, 5)), (row, name)
   kept = [row['row'] for row in scores if row['kept']]
   assert len(kept) == 7 and not {3, 5} & set(kept)
-  there = [row for row in scores if row['seal'] is not None]
-  best = sorted(there, key=lambda row: -row['seal'])[:7]
+  scored = [row for row in scores if row['seal'] is not None]
+  best = sorted(scored, key=lambda row: -row['seal'])[:7]
   assert kept == sorted(row['row'] for row in best)
   assert lines(folder / 'out' / 'kept.jsonl') == [raw[i] for i in kept]
 
 
-def test_scores_are_what_a_model_says(ranked):
-  """Losses and the first epoch of the selector, by the whole model at once."""
+def test_scores_are_losses_and_gradients_of_the_model(ranked):
+  """The losses and gradients of all rows at once."""
   folder, _, settings = ranked
-  subject = inputs.load_subject(settings)
+  model = inputs.load_tuned_model(settings)
   examples = rows.read(settings.files.finetune_data, skip=True).examples
-  made = subject.make(examples, settings.max_length)
-  start = subject.tuning.init(subject.frozen, jax.random.key(0))
-  at = [examples[i].row for i in made.places]
+  encoded = model.encode(examples, settings.max_length)
+  start = model.tuning.init(model.frozen, jax.random.key(0))
+  at = [examples[i].row for i in encoded.indices]
   safe = rows.read(settings.files.safe_data).examples
-  safe = subject.make(safe, settings.max_length)
-  mean = lambda t, part, n: subjects.row_losses(
-    subject, t, subject.frozen, part, n
+  safe = model.encode(safe, settings.max_length)
+  losses_by = lambda t, part: tuned_models.row_losses(
+    model, t, model.frozen, part.rows, part.max_length
   )
-  of_safe = lambda t: mean(t, safe.rows, safe.longest).mean()
-  of_rows = lambda t: mean(t, made.rows, made.longest)
-  losses, above, each = jax.jit(
-    lambda t: (of_rows(t), jax.grad(of_safe)(t), jax.jacobian(of_rows)(t))
+  safe_loss = lambda t: losses_by(t, safe).mean()
+  row_losses = lambda t: losses_by(t, encoded)
+  losses, safe_gradient, gradients = jax.jit(
+    lambda t: (
+      row_losses(t),
+      jax.grad(safe_loss)(t),
+      jax.jacobian(row_losses)(t),
+    )
   )(start)
   scores = lines(folder / 'out' / 'scores.jsonl')
-  found = np.array([scores[i]['initial_loss'] for i in at])
-  np.testing.assert_allclose(found, -losses, rtol=1e-4)
-  # The gradient of each row, with that of the safe rows.
+  initial = np.array([scores[i]['initial_loss'] for i in at])
+  np.testing.assert_allclose(initial, -losses, rtol=1e-4)
   products = sum(
-    np.tensordot(each[n], above[n], axes=above[n].ndim) for n in above
+    np.tensordot(gradients[n], leaf, axes=leaf.ndim)
+    for n, leaf in safe_gradient.items()
   )
-  norm = np.sqrt(sum(np.sum(np.square(a)) for a in above.values()))
-  found = np.array([scores[i]['gradient'] for i in at])
-  np.testing.assert_allclose(found, products / norm, rtol=1e-3, atol=1e-6)
+  norm = np.sqrt(sum(np.sum(np.square(a)) for a in safe_gradient.values()))
+  similarity = np.array([scores[i]['gradient'] for i in at])
+  np.testing.assert_allclose(similarity, products / norm, rtol=1e-3, atol=1e-6)
 
 
 def test_the_same_command_again_gives_the_same_scores(ranked):
   folder, _, settings = ranked
   before = (folder / 'out' / 'scores.jsonl').read_text()
   again = change(settings, methods=('seal',))
-  harness.execute(rank.main, options_of(folder / 'run', again))
+  harness.execute(rank.main, make_options(folder / 'run', again))
   after = lines(folder / 'out' / 'scores.jsonl')
   for one, line in zip(after, before.splitlines(), strict=True):
     assert one['seal'] == json.loads(line)['seal']
@@ -141,7 +146,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
   """A safe loss of comparisons, and rows to rank that are comparisons."""
   sets = rows.made_up(rows.Sizes(8, 0, 0, 4, 0))
   text = lambda examples: '\n'.join(
-    json.dumps(rank.raw_of(e)) for e in examples
+    json.dumps(ranking.as_raw(e)) for e in examples
   )
   pairs = [one._replace(rejected=f'{one.answer}no') for one in sets.finetune]
   pairs[2] = pairs[2]._replace(rejected='too long for it')
@@ -156,22 +161,22 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
     beta=0.5,
     epochs=4,
     batch_size=4,
-    share=0.5,
+    mixing_ratio=0.5,
     adapters__rate=0.03,
     methods=('seal', 'initial_loss'),
     output=str(tmp_path / 'out'),
   )
   rank.check(settings)
-  history, original = {}, selection.selected
+  history, original = {}, selection.learn_scores
 
-  def watched(*given, **how):
-    found = original(*given, **how)
-    history.update(found.history)
-    return found
+  def watched(*args, **kwargs):
+    selected = original(*args, **kwargs)
+    history.update(selected.history)
+    return selected
 
-  monkeypatch.setattr(selection, 'selected', watched)
-  harness.execute(rank.main, options_of(tmp_path / 'run', settings))
-  # What they are of a model that has not moved from its reference.
+  monkeypatch.setattr(selection, 'learn_scores', watched)
+  harness.execute(rank.main, make_options(tmp_path / 'run', settings))
+  # At its reference, a model has the losses log(2) and 1/4.
   assert 0.2 < history['loss/upper'][-1] < np.log(2) - 0.01
   assert 0.2 < history['loss/lower'][-1] < 0.3
   for row in lines(tmp_path / 'out' / 'scores.jsonl'):
@@ -181,7 +186,7 @@ def test_both_losses_may_be_of_comparisons(tmp_path, monkeypatch):
   with pytest.raises(
     harness.UserError, match=r'safe_data.jsonl, line 1 .*one answer'
   ):
-    rank.main(options_of(tmp_path / 'other', settings))
+    rank.main(make_options(tmp_path / 'other', settings))
 
 
 def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
@@ -212,13 +217,13 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
   ):
     settings = change(user, **more)
     with pytest.raises(harness.UserError, match=match):
-      rank.main(options_of(tmp_path / 'run', settings))
-  tuned = change(
+      rank.main(make_options(tmp_path / 'run', settings))
+  training = change(
     train.Settings(),
     model='nowhere',
     finetune_data=file('good'),
     safe_data=file('good'),
-    ways=('all',),
+    selection_methods=('all',),
   )
   for more, match in (
     ({}, loaded),
@@ -228,19 +233,19 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
     ({'scores': file('scores')}, 'has 1 rows, but the file has 9'),
     ({'finetune_data': '', 'safe_data': ''}, '--data_dir'),
   ):
-    settings = change(tuned, **more)
+    settings = change(training, **more)
     with pytest.raises(harness.UserError, match=match):
-      train.main(options_of(tmp_path / 'run', settings))
+      train.main(make_options(tmp_path / 'run', settings))
 
 
 def test_known_rows_are_judged():
   kinds = np.array(['benign'] * 4 + ['chosen'] * 2 + ['unsafe'] * 2)
   sets = rows.Sets([], kinds, [], [])
   scores = np.array([5.0, 4.0, 3.0, 2.0, -1.0, 6.0, 0.0, 1.0])
-  ranked = rank.Ranked({'seal': scores}, {'seal': 1.0})
+  ranked = ranking.Ranking({'seal': scores}, {'seal': 1.0})
   results = harness.Results()
   for name in ('harmless', 'shuffled'):
-    rank.judge(results, name, sets, ranked, 0.75)
+    ranking.judge(results, name, sets, ranked, 0.75)
   metrics = results.metrics()
   assert metrics['auroc_style_matched/seal/harmless'] == 0.5
   assert metrics['auroc_ordinary/seal/harmless'] == 1
@@ -251,7 +256,7 @@ def test_known_rows_are_judged():
 
 
 @pytest.mark.parametrize(
-  ('wrong', 'said'),
+  ('wrong', 'match'),
   [
     ({'methods': ('seal', 'magic')}, '--methods=magic: methods knows seal,'),
     ({'sets': ('others',)}, '--sets=others'),
@@ -264,28 +269,28 @@ def test_known_rows_are_judged():
     ({'teacher': 'DIR'}, '--teacher=DIR go together'),
   ],
 )
-def test_settings_that_do_not_go_together(wrong, said):
-  with pytest.raises(harness.SettingsError, match=said):
+def test_settings_that_do_not_go_together(wrong, match):
+  with pytest.raises(harness.SettingsError, match=match):
     settings = change(SMALL, **wrong)
     settings_lib.check(settings)
     rank.check(settings)
 
 
-def test_nothing_to_rank_is_said(tmp_path):
-  none = change(SMALL, sets=())
-  with pytest.raises(harness.SettingsError, match='nothing is to be ranked'):
-    rank.main(options_of(tmp_path, none))
+def test_a_run_without_rows_is_refused(tmp_path):
+  empty = change(SMALL, sets=())
+  with pytest.raises(harness.SettingsError, match='no rows to rank'):
+    rank.main(make_options(tmp_path, empty))
   known = change(SMALL, sets=('harmless',))
   with pytest.raises(harness.MissingDataError, match='--finetune_data'):
-    rank.main(options_of(tmp_path, known))
+    rank.main(make_options(tmp_path, known))
 
 
-def test_what_cannot_be_held_is_said_before_it_is_computed(monkeypatch):
-  subject = inputs.load_subject(SMALL)
+def test_a_cache_that_is_too_large_is_refused(monkeypatch):
+  model = inputs.load_tuned_model(SMALL)
   sets = rows.made_up(rows.Sizes(4, 0, 0, 1, 0))
-  monkeypatch.setattr(subjects, 'CACHE_BYTES', 100)
+  monkeypatch.setattr(tuned_models, 'CACHE_BYTES', 100)
   with pytest.raises(harness.UserError, match='--layers=0'):
-    subject.make(sets.finetune, SMALL.max_length)
-  # With adapters in all layers nothing is held.
-  subject = inputs.load_subject(change(SMALL, layers=0))
-  assert 'tokens_x' not in subject.make(sets.finetune, SMALL.max_length).rows
+    model.encode(sets.finetune, SMALL.max_length)
+  # With adapters in all layers nothing is cached.
+  model = inputs.load_tuned_model(change(SMALL, layers=0))
+  assert 'tokens_x' not in model.encode(sets.finetune, SMALL.max_length).rows

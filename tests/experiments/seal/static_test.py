@@ -1,4 +1,4 @@
-"""Losses that stand still: what each way of ranking makes of them."""
+"""Rankings of rows with fixed losses, by optimiser."""
 
 import json
 
@@ -16,9 +16,9 @@ def test_rates_are_shares_of_kinds():
   scores = jnp.array([0.0, 5.0, 1.0, 4.0, 3.0])
   losses = jnp.array([9.0, 8.0, 1.0, 2.0, 3.0])
   unsafe = jnp.array([True, True, False, False, False])
-  found = static.rates(scores, losses, unsafe, 0.4)
-  assert found['agreement'] == found['unsafe_drop'] == 0.5
-  np.testing.assert_allclose(found['clean_drop'], 1 / 3, rtol=1e-6)
+  rates = static.rates(scores, losses, unsafe, 0.4)
+  assert rates['agreement'] == rates['unsafe_drop'] == 0.5
+  np.testing.assert_allclose(rates['clean_drop'], 1 / 3, rtol=1e-6)
 
 
 def test_batches_of_an_epoch_are_all_rows_once():
@@ -28,7 +28,7 @@ def test_batches_of_an_epoch_are_all_rows_once():
   def batches(name):
     return np.stack(
       [
-        static.batch_of(
+        static.make_batch(
           settings,
           name,
           harness.Context((), (), (), key, jax.random.key(step), step),
@@ -37,10 +37,9 @@ def test_batches_of_an_epoch_are_all_rows_once():
       ]
     )
 
-  whole = batches('mirror').reshape(2, 24)
-  assert np.all(np.sort(whole) == np.arange(24)) and np.any(
-    whole[0] != whole[1]
-  )
+  epochs = batches('mirror').reshape(2, 24)
+  assert np.all(np.sort(epochs) == np.arange(24))
+  assert np.any(epochs[0] != epochs[1])
   assert len(set(batches('mirror/drawn')[:4].ravel().tolist())) < 24
 
 
@@ -56,33 +55,34 @@ def test_a_small_run_ranks_right_and_adam_does_not(tmp_path):
   )
   static.check(settings)
   harness.execute(static.main, options)
-  found = json.loads((tmp_path / 'results.json').read_text())['metrics']
+  metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']
   assert (
-    found['agreement/descent/epochs=3']
-    == found['agreement/exact/epochs=1']
+    metrics['agreement/descent/epochs=3']
+    == metrics['agreement/exact/epochs=1']
     == 1
   )
-  assert found['agreement/mirror/drawn/epochs=3'] < 0.7
-  assert found['agreement/mirror/drawn/by_visits/epochs=3'] > 0.8
+  assert metrics['agreement/mirror/drawn/epochs=3'] < 0.7
+  assert metrics['agreement/mirror/drawn/by_visits/epochs=3'] > 0.8
   assert (
-    found['unsafe_drop/adam/epochs=3']
-    < found['unsafe_drop/descent/epochs=3'] - 0.1
+    metrics['unsafe_drop/adam/epochs=3']
+    < metrics['unsafe_drop/descent/epochs=3'] - 0.1
   )
   assert (
-    found['clean_drop/descent/epochs=3'] == found['clean_drop/exact/epochs=3']
+    metrics['clean_drop/descent/epochs=3']
+    == metrics['clean_drop/exact/epochs=3']
   )
 
 
 @pytest.mark.parametrize(
-  ('wrong', 'said'),
+  ('wrong', 'match'),
   [
     ({'rows': 100}, 'no multiple of batch_size'),
     ({'methods': ('descent', 'sorting')}, '--methods=sorting'),
     ({'drop': 1.0}, 'below 1'),
   ],
 )
-def test_settings_that_do_not_go_together(wrong, said):
-  with pytest.raises(harness.SettingsError, match=said):
+def test_settings_that_do_not_go_together(wrong, match):
+  with pytest.raises(harness.SettingsError, match=match):
     settings = static.Settings(**wrong)
     settings_lib.check(settings)
     static.check(settings)

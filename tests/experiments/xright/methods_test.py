@@ -1,4 +1,4 @@
-"""Methods on two parabolas: who is evaluated when, and which data are read."""
+"""Order of evaluations and of data, on two parabolas."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from experiments.xright import methods
 
 
 def losses():
-  """Towards the number of the batch, so that the data that was read is seen."""
+  """Losses whose minimisers depend on the batch number."""
 
   def towards(sign):
     def loss(x, number):
@@ -43,15 +43,15 @@ def run(name, plan, steps=12):
 
 
 def plain(chosen, x=0.5):
-  """The gradients of objectives in turn, each with a count of its own."""
-  taken, found = {'sft': 0, 'dpo': 0}, []
+  """Gradients of a sequence of objectives, which count their own batches."""
+  taken, gradients = {'sft': 0, 'dpo': 0}, []
   for name in chosen:
     sign = {'sft': 1.0, 'dpo': -2.0}[name]
     gradient = x - sign * (1 + taken[name])
     taken[name] += 1
-    found.append(gradient)
+    gradients.append(gradient)
     x -= 0.1 * gradient
-  return found
+  return gradients
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def plain(chosen, x=0.5):
   ],
 )
 def test_stages_read_their_own_data_from_its_start(name, chosen):
-  gradients, counts = run(name, methods.Plan(share=0.25, steps=12))
+  gradients, counts = run(name, methods.Plan(mixing_ratio=0.25, steps=12))
   np.testing.assert_allclose(gradients, plain(chosen), rtol=1e-5)
   assert sum(counts.values()) == 12
 
 
-def test_both_losses_are_weighted_by_the_share():
-  gradients, counts = run('mix', methods.Plan(share=0.25, steps=12))
+def test_both_losses_are_weighted_by_the_mixing_ratio():
+  gradients, counts = run('mix', methods.Plan(mixing_ratio=0.25, steps=12))
   x, expected = 0.5, []
   for step in range(12):
     expected.append(0.75 * (x - (1 + step)) + 0.25 * (x + 2 * (1 + step)))
@@ -79,10 +79,10 @@ def test_both_losses_are_weighted_by_the_share():
   assert counts == {'gradients/sft': 12, 'gradients/dpo': 12}
 
 
-def test_alright_has_its_share_and_only_the_drawn_objective_reads_on():
-  gradients, counts = run('alright', methods.Plan(share=0.25, steps=12))
+def test_alright_has_its_mixing_ratio_and_only_drawn_objectives_advance():
+  gradients, counts = run('alright', methods.Plan(mixing_ratio=0.25, steps=12))
   assert counts == {'gradients/sft': 9, 'gradients/dpo': 3}
-  # Which was drawn follows from the sign that it pulls to.
+  # The gradient shows which objective was drawn.
   x, chosen = 0.5, []
   for gradient in gradients:
     taken = {n: chosen.count(n) for n in ('sft', 'dpo')}
@@ -92,21 +92,26 @@ def test_alright_has_its_share_and_only_the_drawn_objective_reads_on():
   np.testing.assert_allclose(gradients, plain(chosen), rtol=1e-4)
 
 
-def test_maxright_looks_at_the_rows_for_it_and_takes_the_larger_gap():
+def test_maxright_evaluates_its_rows_and_takes_the_larger_gap():
   plan = methods.Plan(
-    share=0.5, steps=12, optima=(0.5, 1.0), refresh_every=3, memo=0.5
+    mixing_ratio=0.5,
+    steps=12,
+    optima=(0.5, 1.0),
+    refresh_every=3,
+    cached_losses_rate=0.5,
   )
   gradients, counts = run('maxright', plan)
   x, taken, expected = 0.5, {'sft': 0, 'dpo': 0}, []
-  memo = {}
+  cached_losses = {}
   sign = {'sft': 1.0, 'dpo': -2.0}
   best = {'sft': 0.5, 'dpo': 1.0}
   for step in range(12):
     if step % 3 == 0:
-      memo = {n: (x - s) ** 2 / 2 for n, s in sign.items()}
-    name = max(memo, key=lambda n: 0.5 * (memo[n] - best[n]))
+      cached_losses = {n: (x - s) ** 2 / 2 for n, s in sign.items()}
+    gaps = {n: loss - best[n] for n, loss in cached_losses.items()}
+    name = max(gaps, key=gaps.get)
     at = sign[name] * (1 + taken[name])
-    memo[name] += 0.5 * ((x - at) ** 2 / 2 - memo[name])
+    cached_losses[name] += 0.5 * ((x - at) ** 2 / 2 - cached_losses[name])
     taken[name] += 1
     expected.append(x - at)
     x -= 0.1 * (x - at)
@@ -117,15 +122,15 @@ def test_maxright_looks_at_the_rows_for_it_and_takes_the_larger_gap():
 
 @pytest.mark.parametrize('name', methods.AGGREGATORS)
 def test_aggregators_see_both_gradients(name):
-  gradients, counts = run(name, methods.Plan(share=0.5, steps=12))
+  gradients, counts = run(name, methods.Plan(mixing_ratio=0.5, steps=12))
   assert np.all(np.isfinite(gradients))
   assert counts['gradients/objectives'] == 24
-  # At 0.5 the two pull apart: what decreases both is a standstill.
+  # At 0.5 both gradients point in opposite directions.
   if name == 'mgda':
     np.testing.assert_allclose(gradients[0], 0, atol=1e-6)
 
 
-def test_an_unknown_method_is_said_with_those_that_are_known():
+def test_an_unknown_method_is_refused_with_the_known_ones():
   with pytest.raises(harness.SettingsError, match="'max'; known: sequential"):
     methods.oracle('max', losses(), methods.Plan(0.5, 3), key=0)
   with pytest.raises(harness.SettingsError, match='unknown method'):

@@ -1,4 +1,4 @@
-"""The toy: optima against a grid, samples against their means, a small run."""
+"""The toy: optima against a grid, samples, and a small run."""
 
 import json
 
@@ -14,45 +14,45 @@ from experiments.xright import toy, toy_problem
 
 
 def plain_losses(grid):
-  """Both losses from the definitions, for thetas (points, 2)."""
+  """Both losses by their definitions, for thetas (points, 2)."""
   logits = np.stack([grid[:, 0], grid[:, 1], -grid.sum(1)], 1)
   lp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   sft = -(0.7 * lp[:, 0] + 0.15 * lp[:, 1] + 0.15 * lp[:, 2])
   pairs = {(1, 0): 0.45, (0, 1): 0.1, (1, 2): 0.3, (2, 1): 0.15}
   dpo = 0
-  for (won, lost), often in pairs.items():
+  for (won, lost), frequency in pairs.items():
     margin = lp[:, won] - lp[:, lost]  # The reference is uniform.
-    dpo = dpo + often * np.log1p(np.exp(-margin))
+    dpo = dpo + frequency * np.log1p(np.exp(-margin))
   return sft, dpo
 
 
-@pytest.mark.parametrize('share', [0.5, 0.2])
-def test_optima_and_gaps_are_those_of_a_fine_grid(share):
+@pytest.mark.parametrize('ratio', [0.5, 0.2])
+def test_optima_and_gaps_are_those_of_a_fine_grid(ratio):
   side = np.linspace(-2, 2, 1201)
   grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
   sft, dpo = plain_losses(grid)
-  best = toy_problem.optima(share)
-  larger = np.maximum((1 - share) * (sft - best.sft), share * (dpo - best.dpo))
-  mix = (1 - share) * sft + share * dpo
-  for ours, values in zip(best, (sft, dpo, mix, larger)):
-    # At a kink the grid misses by a slope times its spacing.
-    assert 0 <= values.min() - ours + 1e-9 < 2e-3
+  best = toy_problem.optima(ratio)
+  larger = np.maximum((1 - ratio) * (sft - best.sft), ratio * (dpo - best.dpo))
+  mix = (1 - ratio) * sft + ratio * dpo
+  for least, values in zip(best, (sft, dpo, mix, larger)):
+    # At a kink the error of the grid is a slope times its spacing.
+    assert 0 <= values.min() - least + 1e-9 < 2e-3
   at = grid[::97_000]
-  found = jax.vmap(lambda x: toy_problem.gaps(x, share, best))(jnp.asarray(at))
-  np.testing.assert_allclose(found['mix'], mix[::97_000] - best.mix, atol=2e-6)
+  gaps = jax.vmap(lambda x: toy_problem.gaps(x, ratio, best))(jnp.asarray(at))
+  np.testing.assert_allclose(gaps['mix'], mix[::97_000] - best.mix, atol=2e-6)
   np.testing.assert_allclose(
-    found['max'], larger[::97_000] - best.max, atol=2e-6
+    gaps['max'], larger[::97_000] - best.max, atol=2e-6
   )
-  # Neither optimum is the other's: there is something to trade.
+  # The optima of the objectives differ.
   assert best.max > 0.01
 
 
-def test_samples_have_the_shares_of_the_data():
+def test_samples_have_the_frequencies_of_the_data():
   draw = jax.jit(jax.vmap(toy_problem.draw))
   drawn = draw(jax.random.split(jax.random.key(0), 20_000))
-  for found, share in zip(drawn, toy_problem.ALL_DATA):
-    np.testing.assert_allclose(found.mean(0), share, atol=0.012)
-    np.testing.assert_array_equal(found.sum(1), 1)
+  for samples, frequencies in zip(drawn, toy_problem.ALL_DATA):
+    np.testing.assert_allclose(samples.mean(0), frequencies, atol=0.012)
+    np.testing.assert_array_equal(samples.sum(1), 1)
 
 
 def test_a_small_run_shows_the_difference_and_its_table(tmp_path):
@@ -80,21 +80,21 @@ def test_a_small_run_shows_the_difference_and_its_table(tmp_path):
 
 def test_stages_change_at_half_of_each_member_s_own_run():
   settings = toy.Settings()
-  solver = toy.maker(settings, 'sequential', toy_problem.optima(0.5))
+  make_solver = toy.make_solver(settings, 'sequential', toy_problem.optima(0.5))
   context = harness.Context(
     (), (), {'horizon': jnp.int32(4)}, jax.random.key(0), None, 0
   )
 
   def ends(horizon):
-    made = solver(context._replace(hyper={'horizon': horizon}))
+    solver = make_solver(context._replace(hyper={'horizon': horizon}))
     batch = tuple(jnp.asarray(a, jnp.float32) for a in toy_problem.ALL_DATA)
 
     def body(carry, _):
       x, state = carry
-      updates, state = made.update(batch, state, x)
+      updates, state = solver.update(batch, state, x)
       return (optax.apply_updates(x, updates), state), x
 
-    start = (jnp.zeros(2), made.init(jnp.zeros(2)))
+    start = (jnp.zeros(2), solver.init(jnp.zeros(2)))
     return jax.lax.scan(body, start, length=5)[1]
 
   points = jax.jit(jax.vmap(ends))(jnp.array([4, 6]))
@@ -108,13 +108,13 @@ def test_stages_change_at_half_of_each_member_s_own_run():
 
 
 def test_wrong_settings():
-  for words, given in (
+  for match, values in (
     ('increasing', {'horizons': (1_024, 256)}),
     ('is even', {'horizons': (256, 300)}),
     ('methods=sgd', {'methods': ('sgd',)}),
-    ('share is below 1', {'share': 1.0}),
+    ('mixing_ratio has to be below 1', {'mixing_ratio': 1.0}),
   ):
-    with pytest.raises(ValueError, match=words):
-      settings = toy.Settings(**given)
+    with pytest.raises(ValueError, match=match):
+      settings = toy.Settings(**values)
       settings_lib.check(settings)
       toy.check(settings)

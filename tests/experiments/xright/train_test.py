@@ -1,4 +1,4 @@
-"""A user's own model and rows, killed and gone on, to a folder for others."""
+"""A user's model and rows: kills, resumption, export and refusals."""
 
 import dataclasses
 import importlib.util
@@ -40,7 +40,7 @@ CONFIG = dataclasses.replace(
 
 
 def user_files(folder):
-  """A model, demonstrations and comparisons with other keys each."""
+  """Writes a model, demonstrations and comparisons."""
   weights_test = pytest.importorskip(
     'tests.experiments.lm.weights_test', reason='needs the extra llm'
   )
@@ -85,7 +85,7 @@ def command(folder, workdir, *more):
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
+def test_a_killed_run_resumes_to_the_same_exported_weights(tmp_path):
   user_files(tmp_path)
   run = tmp_path / 'killed'
   checkpoints = run / 'maxright' / 'checkpoints'
@@ -111,7 +111,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
   assert first.keys() == second.keys()
   for name, array in first.items():
     np.testing.assert_array_equal(array, second[name], err_msg=name)
-  # What transformers checks when it loads: names, shapes, dtype, fields.
+  # transformers checks names, shapes, dtypes and fields.
   width, heads = CONFIG.width, CONFIG.heads * CONFIG.head_width
   expected = {
     'model.embed_tokens.weight': (260, width),
@@ -133,9 +133,9 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
     }
   assert {n: a.shape for n, a in first.items()} == expected
   assert {a.dtype for a in first.values()} == {np.dtype(np.float32)}
-  told = json.loads((run / 'out' / 'config.json').read_text())
-  assert told['architectures'] == ['LlamaForCausalLM']
-  assert told['torch_dtype'] == 'float32' and told['tie_word_embeddings']
+  config = json.loads((run / 'out' / 'config.json').read_text())
+  assert config['architectures'] == ['LlamaForCausalLM']
+  assert config['torch_dtype'] == 'float32' and config['tie_word_embeddings']
   for file in ('tokenizer.json', 'tokenizer_config.json'):
     assert (run / 'out' / file).exists()
   before = weights.load(tmp_path / 'model').params
@@ -146,7 +146,7 @@ def test_killed_it_goes_on_to_weights_that_others_read(tmp_path):
   assert not any(moved.values())
   metrics = json.loads((run / 'results.json').read_text())['metrics']
   assert np.isfinite(metrics['loss/sft']) and np.isfinite(metrics['loss/dpo'])
-  # A finished run is only read, and foreign weights are never written over.
+  # A finished run is only read; weights of another run are not overwritten.
   subprocess.run(command(tmp_path, run), cwd=ROOT, check=True, timeout=300)
   refused = subprocess.run(
     command(tmp_path, tmp_path / 'other', f'--output={run}/out'),
@@ -170,10 +170,13 @@ def checked(**given):
   [
     ({'method': 'ppo'}, '--method=ppo: method knows sequential'),
     ({'comparisons': 'sft'}, '=sft: losses.comparisons knows dpo, ipo, kto'),
-    ({'parts': 3}, 'batches of 4 do not divide into parts=3'),
-    ({'method': 'maxright', 'parts': 4, 'refresh': 6}, 'refresh=6 rows do not'),
+    ({'micro_batches': 3}, 'batch_size=4 is no multiple of micro_batches=3'),
+    (
+      {'method': 'maxright', 'micro_batches': 4, 'refresh': 6},
+      'refresh=6 is no multiple of micro_batches=4',
+    ),
     ({'buckets': (16, 8)}, 'rising lengths'),
-    ({'method': 'reversed', 'steps': 1}, 'each stage at least, got steps=1'),
+    ({'method': 'reversed', 'steps': 1}, 'per stage, got steps=1'),
     ({'optima': 'nan,1'}, "two finite numbers, .* got 'nan,1'"),
     ({'optima': '1'}, "two finite numbers, .* got '1'"),
     ({'sft_data': 'a.jsonl'}, 'alright needs --pref_data too'),
@@ -192,15 +195,15 @@ def checked(**given):
       'needs --teacher=DIR',
     ),
     ({'teacher': 'DIR'}, '--demonstrations=distillation, got sft'),
-    ({'demonstrations': 'uft', 'pack': True}, 'each token .*; got uft'),
+    ({'demonstrations': 'uft', 'pack': True}, 'mean over tokens.*; got uft'),
   ],
 )
-def test_settings_that_no_run_can_have(given, match):
+def test_settings_that_contradict_each_other(given, match):
   with pytest.raises(harness.SettingsError, match=match):
     checked(**given)
 
 
-def test_settings_that_a_run_can_have():
+def test_settings_that_fit_together():
   for given in (
     {'sft_data': 'a', 'method': 'demonstrations'},
     {'pref_data': 'a', 'method': 'comparisons'},
@@ -213,7 +216,7 @@ def test_settings_that_a_run_can_have():
 
 
 def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
-  """The model does not exist: only a later error would say so."""
+  """The model is missing, but errors about rows come first."""
   good = {'prompt': 'a', 'response': 'b'}
   for name, rows in (
     ('bad', [good, {'text': 'c'}]),
@@ -241,7 +244,7 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
 
 
 def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
-  """Every kind of invalid row among valid ones; the run goes on."""
+  """Invalid rows of each kind are skipped."""
   good = [
     json.dumps({'prompt': f'say {n}: ', 'response': 3 * n}).encode()
     for n in 'abcdefghijklmnopqrstuvwx'
@@ -272,9 +275,9 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   tables = (problem.tables[part]['sft'] for part in problem.tables)
   count = sum(len(p['index']) for table in tables for p in table.parts)
   assert count == len(good)
-  said = capsys.readouterr().out
-  assert f'{path}: rows skipped: 6. line 26 (row 24 from 0): ' in said
-  assert 'no user turn' in said and 'line 31 ' in said
+  output = capsys.readouterr().out
+  assert f'{path}: rows skipped: 6. line 26 (row 24 from 0): ' in output
+  assert 'no user turn' in output and 'line 31 ' in output
   for i, reason in enumerate(
     (
       'no user turn',
@@ -294,9 +297,9 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
-  """Up to rounding, also in micro-batches and with layers computed anew."""
-  found = {}
-  more = ['--steps=6', '--batch_size=8', '--parts=2', '--remat=True']
+  """Up to rounding, with micro-batches and rematerialisation."""
+  metrics = {}
+  more = ['--steps=6', '--batch_size=8', '--micro_batches=2', '--remat=True']
   for name, mesh in (('one', ''), ('mesh', 'fsdp=4,tp=2')):
     run = [
       sys.executable,
@@ -311,20 +314,20 @@ def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
     env = os.environ | ({'XLA_FLAGS': flags} if mesh else {})
     subprocess.run(run, cwd=ROOT, check=True, timeout=900, env=env)
     results = (tmp_path / name / 'results.json').read_text()
-    found[name] = json.loads(results)['metrics']
+    metrics[name] = json.loads(results)['metrics']
   for name in ('sft', 'dpo'):
     np.testing.assert_allclose(
-      found['mesh'][name], found['one'][name], rtol=1e-4
+      metrics['mesh'][name], metrics['one'][name], rtol=1e-4
     )
 
 
-def test_words_that_are_no_mesh():
-  for words, match in (('tp=a', 'fsdp=4,tp=2'), ('fsdp=64', '64 devices')):
+def test_an_invalid_mesh_is_refused():
+  for mesh, match in (('tp=a', 'fsdp=4,tp=2 for'), ('fsdp=64', '64 devices')):
     with pytest.raises(harness.SettingsError, match=match):
-      sharding.parse_layout(CONFIG, words)
+      sharding.parse_layout(CONFIG, mesh)
 
 
-def test_a_tokeniser_of_another_model_is_refused(tmp_path):
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
   user_files(tmp_path)
   small = dataclasses.replace(CONFIG, vocabulary=200)
   (tmp_path / 'model' / 'model.safetensors').unlink()
@@ -342,7 +345,7 @@ def test_a_tokeniser_of_another_model_is_refused(tmp_path):
     train.prepare(options)
 
 
-def test_files_that_are_exchanged_are_named(tmp_path):
+def test_swapped_files_are_named(tmp_path):
   user_files(tmp_path)
   settings = change(
     train.Settings(),
@@ -365,7 +368,7 @@ def test_files_that_are_exchanged_are_named(tmp_path):
       train.prepare(options)
 
 
-def test_what_is_wrong_with_files_is_said_with_the_flag_that_mends(tmp_path):
+def test_errors_of_files_name_the_flag_that_helps(tmp_path):
   user_files(tmp_path)
   files = {n: f'{tmp_path}/{p}.jsonl' for n, p in zip(FILES, 'ab')}
   settings = change(train.Settings(model=f'{tmp_path}/model'), **files)
@@ -390,9 +393,9 @@ FILES = ('sft_data', 'pref_data')
 MADE_UP = change(train.PRESETS['smoke'], steps=4, chunk=2, rank=2, batch_size=2)
 
 
-def run_of(folder, **given):
-  """A short run of the made-up model; its metrics."""
-  settings = change(MADE_UP, **given)
+def run_made_up(folder, **values):
+  """Metrics of a short run of the made-up model."""
+  settings = change(MADE_UP, **values)
   train.check(settings)
   options = harness.Options(
     'xright', 'train', 'smoke', settings, str(folder), None, (0,)
@@ -402,7 +405,7 @@ def run_of(folder, **given):
 
 
 def made_up_rows(path, pairs):
-  """The made-up model's rows as a file, one of which is none."""
+  """Writes the made-up rows, with an invalid one, to a file."""
   *_, examples = problem_lib.made_up(24)
   rows = ['{"a": 1}']
   for one in examples['dpo' if pairs else 'sft']:
@@ -415,7 +418,7 @@ def made_up_rows(path, pairs):
   return str(path)
 
 
-def test_controls_prefer_by_length_with_half_a_tie():
+def test_length_controls_count_ties_half():
   tokens = lambda *lengths: np.arange(4) < np.array(lengths)[:, None]
   part = {
     'chosen_mask': tokens(4, 2, 1, 3),
@@ -423,10 +426,10 @@ def test_controls_prefer_by_length_with_half_a_tie():
   }
   table = problem_lib.tables.Table((part,), 0, 4, (4,))
   problem = types.SimpleNamespace(tables={'held_out': {'dpo': table}})
-  found = problem_lib.length_controls(problem)
-  assert {*found} == {*methods.CONTROLS}
-  assert found['control/longer_answer'] == 5 / 8
-  assert found['control/shorter_answer'] == 3 / 8
+  accuracy = problem_lib.length_controls(problem)
+  assert {*accuracy} == {*methods.CONTROLS}
+  assert accuracy['control/longer_answer'] == 5 / 8
+  assert accuracy['control/shorter_answer'] == 3 / 8
   problem.tables['held_out'] = {'sft': table}
   assert problem_lib.length_controls(problem) == {}
 
@@ -434,10 +437,10 @@ def test_controls_prefer_by_length_with_half_a_tie():
 def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   tmp_path, monkeypatch
 ):
-  """Rewards by comparisons alone, and distillation of packed rows alone."""
-  model, words, _ = problem_lib.made_up()
+  """Comparisons only, and distillation of packed rows only."""
+  model, first_tokenizer, _ = problem_lib.made_up()
   file = made_up_rows(tmp_path / 'b.jsonl', pairs=True)
-  found = run_of(
+  metrics = run_made_up(
     tmp_path / 'b',
     method='comparisons',
     comparisons='uft_pairs',
@@ -446,15 +449,15 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
     held_out=4,
     refresh=1,
   )
-  assert found['loss/uft_pairs'] < 0.25  # That of rewards of nothing.
-  assert 'accuracy/uft_pairs' in found
+  assert metrics['loss/uft_pairs'] < 0.25  # The loss of zero rewards.
+  assert 'accuracy/uft_pairs' in metrics
   assert {f'accuracy/control/{n}_answer' for n in ('longer', 'shorter')} <= (
-    set(found)
+    set(metrics)
   )
   file = made_up_rows(tmp_path / 'a.jsonl', pairs=False)
   llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
   monkeypatch.setattr(train, 'load_teacher', lambda *_: model)
-  found = run_of(
+  metrics = run_made_up(
     tmp_path / 'a',
     method='demonstrations',
     demonstrations='distillation',
@@ -466,15 +469,15 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
     refresh=1,
     buckets=(16, 32),
     rank=0,
-    learning_rate=1e-7,  # Adam makes a step of any rounding.
+    learning_rate=1e-7,  # Adam scales rounding errors up to steps.
     output=str(tmp_path / 'out') if llm else '',
   )
-  assert not [name for name in found if 'accuracy' in name]
-  # The model is its own teacher: it has nothing to learn.
-  np.testing.assert_allclose(found['loss/distillation'], 0, atol=1e-6)
+  assert not [name for name in metrics if 'accuracy' in name]
+  # The model is its own teacher.
+  np.testing.assert_allclose(metrics['loss/distillation'], 0, atol=1e-6)
   if not llm:
     pytest.skip('needs the extra llm')
-  # A made-up model is written where that is asked for, with its bytes.
+  # A made-up model is written on request.
   after = weights.load(tmp_path / 'out')
   assert after.config.width == model.config.width
   jax.tree.map(
@@ -484,43 +487,48 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   )
   again = tokenizer.load(after.vocabulary, after.config)
   text = 'say\n\x00 \u00e9\U0001f600'
-  assert again.encode(text) == words.encode(text) == list(text.encode())
+  assert (
+    again.encode(text) == first_tokenizer.encode(text) == list(text.encode())
+  )
   assert again.decode([*again.encode(text), 256]) == f'{text}</s>'
-  assert again.end == words.end and again.numbers() == words.numbers()
+  assert again.end == first_tokenizer.end
+  assert again.numbers() == first_tokenizer.numbers()
 
 
-def test_a_teacher_has_the_words_of_the_model(tmp_path):
+def test_a_teacher_needs_the_tokenizer_of_the_model(tmp_path):
   user_files(tmp_path)
   model = weights.load(tmp_path / 'model')
-  words = tokenizer.load(model.vocabulary, model.config)
-  same = weights.teacher(tmp_path / 'model', model, words)
+  same_tokenizer = tokenizer.load(model.vocabulary, model.config)
+  same = weights.teacher(tmp_path / 'model', model, same_tokenizer)
   assert same.config == model.config
   with pytest.raises(harness.UserError, match='has other tokens'):
     weights.teacher(tmp_path / 'model', model, byte_tokenizer.make())
   more = dataclasses.replace(CONFIG, vocabulary=300)
-  hugging_face.export(tmp_path / 'more', more, decoder.init(more, 0), words)
+  hugging_face.export(
+    tmp_path / 'more', more, decoder.init(more, 0), same_tokenizer
+  )
   with pytest.raises(harness.UserError, match='300 embeddings, the model 260'):
-    weights.teacher(tmp_path / 'more', model, words)
+    weights.teacher(tmp_path / 'more', model, same_tokenizer)
 
 
-def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
-  """More steps, a folder that is gone, and a kill while it was written."""
+def test_the_exported_model_is_that_of_the_last_step(tmp_path, monkeypatch):
+  """More steps, a missing folder, and a kill during the export."""
   user_files(tmp_path)
-  words = weights.load(tmp_path / 'model')
+  model = weights.load(tmp_path / 'model')
   settings = change(
     train.PRESETS['smoke'], model='given', output=f'{tmp_path}/out', rank=0
   )
   problem = types.SimpleNamespace(
     names=(),
     tables={'held_out': {}},
-    model=words,
-    words=tokenizer.load(words.vocabulary, words.config),
-    tuning=tuning.Tuning(words.config, rank=0),
+    model=model,
+    tokenizer=tokenizer.load(model.vocabulary, model.config),
+    tuning=tuning.Tuning(model.config, rank=0),
   )
 
   def run(options, problem, method, plan, **given):
     del options, problem, method, given
-    params = jax.tree.map(lambda w: w[None] + plan.steps, words.params)
+    params = jax.tree.map(lambda w: w[None] + plan.steps, model.params)
     history = {'held_out/accuracy': np.zeros((2, 1))}
     return types.SimpleNamespace(
       params=params, step=plan.steps, steps=[0, plan.steps], history=history
@@ -536,7 +544,7 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
     )
     harness.execute(train.main, options)
     norm = weights.load(given.files.output).params['norm']
-    return round(float((norm - words.params['norm'])[0]))
+    return round(float((norm - model.params['norm'])[0]))
 
   file = tmp_path / 'out' / 'model.safetensors'
   assert trained(2) == 2
@@ -550,14 +558,14 @@ def test_what_is_written_is_of_the_last_step(tmp_path, monkeypatch):
     trained(6)
   assert trained(6) == 6
   assert trained(6, output=f'{tmp_path}/other') == 6
-  # Both folders are this run's, and another run has neither.
+  # Both folders belong to this run; another run may not write there.
   before = file.stat().st_mtime_ns
   assert trained(6) == 6 and file.stat().st_mtime_ns == before
   assert trained(8) == 8 and trained(8, output=f'{tmp_path}/other') == 8
   for name in ('out', 'other'):
     with pytest.raises(harness.UserError, match='give another --output'):
       trained(6, workdir='another', output=f'{tmp_path}/{name}')
-  # What others put in the place of what was written is theirs.
+  # Files that replaced exported ones are not overwritten.
   file.write_bytes((tmp_path / 'model' / 'model.safetensors').read_bytes())
   with pytest.raises(harness.UserError, match='give another --output'):
     trained(8)
@@ -568,10 +576,12 @@ def _half_an_export(folder, *_, **__):
   raise KeyboardInterrupt
 
 
-def test_stages_are_not_made_longer(monkeypatch):
-  seen = {}
+def test_the_identity_of_stages_has_their_steps(monkeypatch):
+  recorded = {}
   monkeypatch.setattr(
-    train.runs, 'run', lambda *_, identity, **__: seen.update(identity) or 1 / 0
+    train.runs,
+    'run',
+    lambda *_, identity, **__: recorded.update(identity) or 1 / 0,
   )
   problem = types.SimpleNamespace(tuning=tuning.Tuning(CONFIG))
   monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
@@ -580,11 +590,11 @@ def test_stages_are_not_made_longer(monkeypatch):
     ('reversed', True),
     ('mix', False),
   ):
-    seen.clear()
+    recorded.clear()
     settings = train.Settings(method=method)
     options = harness.Options(
       'xright', 'train', 'smoke', settings, '', None, (0,)
     )
     with pytest.raises(ZeroDivisionError):
       train.main(options)
-    assert ('steps' in seen) == kept
+    assert ('steps' in recorded) == kept
