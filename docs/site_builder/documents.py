@@ -120,7 +120,7 @@ class Links:
     if file.suffix in _IMAGES:
       place = f'files/{path}'
     else:
-      place = f'source/{path}.md'
+      place = f'source/{path.replace(".", "_")}.md'
     self.files[place] = file
     return place
 

@@ -42,14 +42,14 @@ def namespaces() -> dict[str, Any]:
 
 def _defined(module: Any) -> list[str]:
   """Names that a module without `__all__` defines."""
-  found = []
+  names = []
   for node in ast.parse(inspect.getsource(module)).body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-      found.append(node.name)
+      names.append(node.name)
     elif isinstance(node, ast.Assign | ast.AnnAssign):
       targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-      found += [t.id for t in targets if isinstance(t, ast.Name)]
-  return [name for name in found if not name.startswith('_')]
+      names += [t.id for t in targets if isinstance(t, ast.Name)]
+  return [name for name in names if not name.startswith('_')]
 
 
 def _exported(module: Any) -> Iterator[tuple[str, Any]]:
@@ -175,8 +175,8 @@ def index(path: str, module: Any) -> str:
 
 def pages() -> dict[str, str]:
   """All pages of the reference, by their place in the site."""
-  made = {name.page: page(name) for name in public_names()}
+  texts = {name.page: page(name) for name in public_names()}
   for path, module in namespaces().items():
     folder = '/'.join(['api', *path.split('.')[1:]])
-    made[f'{folder}/index.md'] = index(path, module)
-  return made
+    texts[f'{folder}/index.md'] = index(path, module)
+  return texts
