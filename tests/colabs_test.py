@@ -103,7 +103,7 @@ def test_installs_runs_and_draws(path, installed, kernel, tmp_path):
   wheel, _ = installed
   notebook = nbformat.read(path, as_version=4)
   notebook.cells[1].source = notebook.cells[1].source.replace(
-    f'{SOURCE!r}', f'{str(wheel)!r}'
+    f'SOURCE = {SOURCE!r}', f'SOURCE = {str(wheel)!r}'
   )
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()

@@ -13,7 +13,7 @@ ROOT = documents.ROOT
 DOCS = ROOT / 'docs'
 PAGES = sorted([ROOT / 'README.md', *DOCS.rglob('*.md')])
 # A Python block, and the output that stands below it, indented.
-BLOCK = re.compile(r'```python\n(.*?)```\n(\n(?: {4}.*\n)+)?', re.DOTALL)
+BLOCK = re.compile(r'```python\n(.*?)```\n(\n(?: {4}[^\n]*\n)+)?', re.DOTALL)
 # Their programs train for longer than two seconds.
 LONG = ('README.md', 'tour.md', 'clean_labels.md', 'regularisation.md')
 
@@ -76,7 +76,7 @@ def test_names_without_documentation_are_found(monkeypatch):
 
 def test_pages_are_in_the_navigation():
   listed = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8')
-  for path in DOCS.rglob('*.md'):
+  for path in set(DOCS.rglob('*.md')) - {DOCS / 'papers.md'}:  # Generated.
     assert f' {path.relative_to(DOCS).as_posix()}\n' in listed
 
 
@@ -90,9 +90,10 @@ def test_links_of_pages_are_found_and_rewritten():
     if source.endswith('.md') and (ROOT / source).exists():
       text = (ROOT / source).read_text(encoding='utf-8')
       links.rewrite(text, source, place)
-  assert links.rewrite(
-    '[a](../experiments/pbgd/README.md#x) `[b](c)`', 'docs/a.md', 'a.md'
-  ).startswith('[a](papers/pbgd.md#x)')
+  assert (
+    links.rewrite('[a](../experiments/pbgd/README.md#x)', 'docs/a.md', 'a.md')
+    == '[a](papers/pbgd.md#x)'
+  )
   with pytest.raises(ValueError, match='leads to no file'):
     links.rewrite('[a](missing.md)', 'docs/a.md', 'a.md')
 
@@ -150,9 +151,9 @@ def test_site_builds_without_a_warning(tmp_path):
 
 
 def test_documents_have_short_lines():
-  """Outside tables and comments that ask for numbers."""
-  for path in [*PAGES, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']:
+  """Outside tables, their captions and comments that ask for numbers."""
+  for path in PAGES:
     for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
       plain = re.sub(r'<!--.*?-->', '', line)
-      if not plain.lstrip().startswith('|'):
-        assert len(plain) <= 320, f'{name_of(path)}:{number}'
+      if not plain.lstrip().startswith(('|', '(')):
+        assert len(plain) <= 200, f'{name_of(path)}:{number}'

@@ -25,7 +25,8 @@ def test_version_is_the_same_everywhere():
   assert bj.__version__ == version
   for name in ('CITATION.cff', 'MODULE.bazel', 'docs/citation.md'):
     assert version in (ROOT / name).read_text(encoding='utf-8'), name
-  assert f'## {version}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+  changes = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+  assert re.search(rf'^## (Unreleased|{re.escape(version)})', changes, re.M)
 
 
 def test_every_dependency_has_a_lowest_version():

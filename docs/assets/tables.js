@@ -23,6 +23,9 @@ function sortBy(table, column) {
 }
 
 function prepareTable(table) {
+  for (const cell of table.querySelectorAll('td')) {
+    if (cell.textContent.length < 15) cell.style.whiteSpace = 'nowrap';
+  }
   if (!table.tHead || table.tBodies[0].rows.length < 4) return;
   table.setAttribute('data-sortable', '');
   Array.from(table.tHead.rows[0].cells).forEach((cell, column) => {
