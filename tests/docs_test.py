@@ -94,6 +94,12 @@ def test_links_of_pages_are_found_and_rewritten():
     links.rewrite('[a](../experiments/pbgd/README.md#x)', 'docs/a.md', 'a.md')
     == '[a](papers/pbgd.md#x)'
   )
+  assert (
+    links.rewrite(
+      '[![p](/gallery/a.png)](../colabs/pbgd.ipynb)', 'docs/a.md', 'x/a.md'
+    )
+    == '[![p](../gallery/a.png)](../notebooks/pbgd.md)'
+  )
   with pytest.raises(ValueError, match='leads to no file'):
     links.rewrite('[a](missing.md)', 'docs/a.md', 'a.md')
 

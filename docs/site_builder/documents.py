@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-_LINK = re.compile(r'(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)')
+_IMAGE = re.compile(r'(!\[[^\]]*\])\(([^)\s]+)\)')
+# The text of a link may be an image.
+_LINK = re.compile(r'((?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)')
 _FENCE = re.compile(r'^( *)(```|~~~).*?^\1\2\s*$', re.MULTILINE | re.DOTALL)
 # What `experiments.tables` reads; a page shows what it wrote.
 _COMMENT = re.compile(r'<!-- (?:table|number|validity|papers|end).*?-->\n?')
@@ -107,7 +109,9 @@ class Links:
       relative = posixpath.relpath(place, posixpath.dirname(page) or '.')
       return f'{match[1]}({relative}{"#" * bool(anchor)}{anchor})'
 
-    return outside_fences(lambda part: _LINK.sub(one, part), text)
+    return outside_fences(
+      lambda part: _LINK.sub(one, _IMAGE.sub(one, part)), text
+    )
 
   def _place(self, path: str, source: str) -> str:
     if path in self.pages:
