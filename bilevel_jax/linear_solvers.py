@@ -27,6 +27,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel_jax import _checks, _keys, _sequences, _trees
 
+# The product of a matrix with a pytree.
 Operator = Callable[[Any], Any]
 
 

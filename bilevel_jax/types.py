@@ -18,6 +18,7 @@ import optax
 
 from bilevel_jax import _checks
 
+# A number, or an optax schedule from the number of updates so far.
 ScalarOrSchedule = float | jax.Array | Callable[[chex.Numeric], chex.Numeric]
 # (upper variable, lower variable, batch) -> scalar, or (scalar, auxiliary).
 Loss = Callable[[Any, Any, Any], Any]

@@ -51,7 +51,7 @@ def test_every_file_is_a_source(found):
   sources = {x for fields in found.values() for x in fields['srcs']}
   files = {
     path.relative_to(ROOT).as_posix()
-    for folder in ('bilevel_jax', 'experiments', 'tests')
+    for folder in ('bilevel_jax', 'docs', 'experiments', 'tests')
     for path in (ROOT / folder).rglob('*.py')
   }
   assert sources == files

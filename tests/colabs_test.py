@@ -1,11 +1,12 @@
 """The notebooks run from top to bottom and are committed without outputs."""
 
 import ast
+import base64
 import importlib.util
 import json
+import os
 import pathlib
 import re
-import sys
 
 import jax
 import matplotlib.pyplot as plt
@@ -14,9 +15,11 @@ import nbformat
 import pytest
 
 import bilevel_jax as bj
+from tests import packaged
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+SOURCE = 'bilevel_jax'  # What the first cell installs.
 SECONDS = 300  # Far above what they take: for a kernel that hangs.
 # They train least. The others take 6 to 10 s of a processor each.
 QUICK = ('aipod', 'pbgd', 'seal')
@@ -24,20 +27,32 @@ QUICK = ('aipod', 'pbgd', 'seal')
 each = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 
 
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """The wheel, and an interpreter that sees all but the package."""
+  folder = tmp_path_factory.mktemp('package')
+  wheel = packaged.build_wheel(folder)
+  return wheel, packaged.environment(folder, dependencies=True)
+
+
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-  """The name of a kernel that is this interpreter."""
-  folder = tmp_path / 'kernels' / 'here'
+def kernel(installed, tmp_path, monkeypatch):
+  """The name of a kernel of that interpreter."""
+  _, python = installed
+  folder = tmp_path / 'kernels' / 'without_package'
   folder.mkdir(parents=True)
-  words = [sys.executable, '-m', 'ipykernel_launcher']
+  command = [str(python), '-m', 'ipykernel_launcher']
   spec = {
-    'argv': [*words, '-f', '{connection_file}'],
-    'display_name': 'here',
+    'argv': [*command, '-f', '{connection_file}'],
+    'display_name': 'without_package',
     'language': 'python',
   }
   (folder / 'kernel.json').write_text(json.dumps(spec))
   monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
-  return 'here'
+  monkeypatch.delenv('PYTHONPATH', raising=False)
+  # Each notebook installs the package itself.
+  packaged.run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'bilevel_jax')
+  return 'without_package'
 
 
 @pytest.fixture
@@ -83,20 +98,40 @@ def test_names_of_the_library_exist(path):
 
 @pytest.mark.slow
 @each
-def test_runs_and_draws(path, kernel):
+def test_installs_runs_and_draws(path, installed, kernel, tmp_path):
+  """From an empty folder outside the checkout, with the wheel as SOURCE."""
+  wheel, _ = installed
   notebook = nbformat.read(path, as_version=4)
+  notebook.cells[1].source = notebook.cells[1].source.replace(
+    f'SOURCE = {SOURCE!r}', f'SOURCE = {str(wheel)!r}'
+  )
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
   nbclient.NotebookClient(
     notebook,
     timeout=SECONDS,
     kernel_name=kernel,
-    resources={'metadata': {'path': str(ROOT)}},
+    resources={'metadata': {'path': str(elsewhere)}},
   ).execute()
   outputs = [
     output for cell in notebook.cells for output in cell.get('outputs', [])
   ]
-  assert any('image/png' in output.get('data', {}) for output in outputs)
-  warned = [o['text'] for o in outputs if o.get('name') == 'stderr']
+  pictures = [
+    output['data']['image/png']
+    for output in outputs
+    if 'image/png' in output.get('data', {})
+  ]
+  assert pictures
+  warned = [
+    output['text']
+    for cell in notebook.cells[2:]
+    for output in cell.get('outputs', [])
+    if output.get('name') == 'stderr'
+  ]
   assert not warned
+  if folder := os.environ.get('BILEVEL_JAX_GALLERY'):
+    picture = pathlib.Path(folder) / f'{path.stem}.png'
+    picture.write_bytes(base64.b64decode(max(pictures, key=len)))
 
 
 @each
@@ -113,21 +148,23 @@ def test_is_committed_clean(path):
   assert not re.search(r'https?://', text)
 
 
+def install(source, known, monkeypatch):
+  """Runs a first cell; returns what it installs, without installing it."""
+  installs, answers = [], iter(known)
+  source = source.replace('%pip install -q {SOURCE}', 'pip(SOURCE) #')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: next(answers))
+  exec(source, {'pip': installs.append})  # noqa: S102 - Of the notebook.
+  return installs
+
+
 @each
-def test_installs_from_the_checkout_or_says_what_to_do(
-  path, tmp_path, monkeypatch
-):
-  """In a folder of the checkout, and in one that is none."""
+def test_first_cell_installs_what_is_missing(path, monkeypatch):
   source = nbformat.read(path, as_version=4).cells[1].source
-  installs = []
-  source = re.sub(r'%pip install -q .*', 'installs.append(root)', source)
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  monkeypatch.chdir(ROOT / 'colabs')
-  exec(source, {'installs': installs})  # noqa: S102 - Of the notebook.
-  assert installs == [ROOT]
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(SystemExit, match='no checkout of it: copy'):
-    exec(source, {'installs': installs})  # noqa: S102
+  assert source.count(f'SOURCE = {SOURCE!r}') == 1
+  assert install(source, ['there'], monkeypatch) == []
+  assert install(source, [None, 'there'], monkeypatch) == [SOURCE]
+  with pytest.raises(SystemExit, match='set SOURCE to a wheel'):
+    install(source, [None, None], monkeypatch)
 
 
 def test_there_is_one():

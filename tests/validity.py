@@ -10,6 +10,7 @@ is the reason. Whether parts of a batch add up is a field of the row.
 import functools
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -176,7 +177,16 @@ def tables() -> str:
     lines.append('')
   lines += ['What does not go together, and why, in the words of the error:']
   lines.append('')
-  reasons = (f'- {", ".join(names)}: *{why}*' for why, names in refused.items())
+  reasons = (
+    textwrap.fill(
+      f'- {", ".join(names)}: *{why}*',
+      width=118,
+      subsequent_indent='  ',
+      break_long_words=False,
+      break_on_hyphens=False,
+    )
+    for why, names in refused.items()
+  )
   return '\n'.join([*lines, *reasons, ''])
 
 

@@ -23,11 +23,13 @@ LIGHT: tuple[Promise, ...] = (
   _promises.matches_another_row,
   _promises.stays_in_its_sets,
 )
+# What the default tests check of each row.
 QUICK: tuple[Promise, ...] = (
   *LIGHT,
   _promises.keeps_bfloat16,
   _promises.scan_vmap_schedules_and_accumulate,
 )
+# What the slow tests check of each row.
 FULL: tuple[Promise, ...] = (
   *LIGHT,
   _promises.keeps_types_of_parameters,

@@ -21,13 +21,13 @@ import optax
 
 from bilevel_jax import descent, types
 
-EXAMPLES = 16
+EXAMPLES = 16  # Rows of a batch.
 INNER = 3  # Steps of the solvers with an inner loop.
 # Only parameter-shaped arrays may have a last axis of this length: any such
 # array counts as coordinates of the parameters.
 COORDINATES = 10
-OBJECTIVES = 3
-PENALTY, RATE = 2.0, 0.1
+OBJECTIVES = 3  # Losses of the problem with several.
+PENALTY, RATE = 2.0, 0.1  # The penalty, and the step size of all sequences.
 # Hyperparameters of the penalty methods.
 PENALISED = {'penalty': PENALTY, 'rate': RATE}
 
@@ -101,7 +101,9 @@ def three_losses(params: Any, batch: Any) -> chex.Array:
   return jnp.mean(_CURVES.astype(error.dtype) * error**2, axis=0).sum(-1) / 2
 
 
+# The bilevel problem of the contract.
 PROBLEM = types.BilevelProblem(upper=upper_loss, lower=lower_loss)
+# A box for the upper variable.
 X_SET = functools.partial(
   optax.projections.projection_box, lower={'a': -1.0}, upper={'a': 0.25}
 )

@@ -33,6 +33,7 @@ from experiments import harness
 from experiments.lm import (
   batches,
   hugging_face,
+  output_folders,
   weights,
 )
 from experiments.seal import (
@@ -279,7 +280,7 @@ def export(
     dtype=settings.export_dtype(base.dtype),
     generation=base.generation,
   )
-  written.write(options.workdir, settings.files.output, '', make)
+  output_folders.write(options.workdir, settings.files.output, '', make)
   print(f'Model: {settings.files.output}')
 
 

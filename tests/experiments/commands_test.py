@@ -18,7 +18,7 @@ COMMAND = re.compile(r'python -m (experiments\.[\w.]+)([^`#)\n]*)')
 
 def commands() -> dict[str, set[str]]:
   """The arguments of all commands, by module."""
-  places = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')]
+  places = [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')]
   places += [*ROOT.glob('experiments/**/*.md')]
   places += [*ROOT.glob('experiments/**/*.py'), *ROOT.glob('colabs/*.ipynb')]
   found: dict[str, set[str]] = {}
