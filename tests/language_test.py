@@ -119,12 +119,18 @@ def count_words(text: str) -> int:
   return len(re.sub(r'<!--.*?-->', '', text, flags=re.DOTALL).split())
 
 
+def hide_generated(text):
+  """Empties the lines that `experiments.tables` writes."""
+  generated = re.compile(r'<!-- table: .*?<!-- end -->', re.DOTALL)
+  return generated.sub(lambda match: '\n' * match[0].count('\n'), text)
+
+
 def test_documents_have_short_lines():
   long = [
     f'{path}:{number}'
     for path, text in texts().items()
     if path.endswith('.md')
-    for number, line in enumerate(text.splitlines(), 1)
+    for number, line in enumerate(hide_generated(text).splitlines(), 1)
     if len(line) > MAX_LINE and not line.startswith('|')
   ]
   assert not long, '\n'.join(long)

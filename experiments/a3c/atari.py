@@ -201,7 +201,7 @@ def train(options: harness.Options, seed: int, make_game: Any) -> Run:
   run = Run(options, seed, make_game)
   with stepped.opened(
     pathlib.Path(options.workdir) / f'seed_{seed}',
-    harness.settings_of(
+    harness.run_settings(
       settings, 'frames', 'throughput_gradients', 'evaluation'
     ),
     run.tree,

@@ -196,7 +196,7 @@ def train(options: harness.Options, *, single: bool = False) -> harness.Trained:
       steps=rounds,
       chunk=chunk,
       name=name,
-      settings=harness.settings_of(settings, 'evaluation'),
+      settings=harness.run_settings(settings, 'evaluation'),
     ),
     harness.Measure(measure),
   )

@@ -228,7 +228,7 @@ def run(
       seeds=members,
       name=name,
       # Settings that no single run depends on.
-      settings=harness.settings_of(
+      settings=harness.run_settings(
         settings, 'workers', 'share', 'window', 'tuning'
       ),
     ),

@@ -56,7 +56,7 @@ def compare(
   goal, variants = settings.goal / 100, methods(settings)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, *_COMPARISON_SETTINGS),
+    settings=harness.run_settings(settings, *_COMPARISON_SETTINGS),
     score=lambda trained: federated_run.scores(
       trained.history, goal, settings.grid.rounds
     ),

@@ -256,7 +256,7 @@ def run(
         steps=steps,
         chunk=settings.chunk,
         name=variant.name,
-        settings=harness.settings_of(settings, *SWEEP_SETTINGS),
+        settings=harness.run_settings(settings, *SWEEP_SETTINGS),
       ),
       harness.Measure(evaluate, stop_when=None if target is None else reached),
     )

@@ -144,7 +144,7 @@ def train_methods(options: harness.Options, labelled: float) -> Comparison:
     print(f'skipped, {line}', flush=True)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'methods', 'grid', 'converged'),
+    settings=harness.run_settings(settings, 'methods', 'grid', 'converged'),
     score=lambda trained: -trained.history['validation'][-1],
     tuning_seeds=(_TUNING_SEED,),
   )

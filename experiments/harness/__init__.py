@@ -52,7 +52,6 @@ from experiments.harness.app.settings import (
   Among,
   replaced,
   run_settings,
-  settings_of,
 )
 from experiments.harness.data.arrays import read_mat
 from experiments.harness.data.sources import (
@@ -61,7 +60,6 @@ from experiments.harness.data.sources import (
   find,
   identify_source,
   parsing,
-  source_of,
 )
 from experiments.harness.data.tables import Table, read_csv, read_table
 from experiments.harness.store.checkpoints import Checkpoints, Restored

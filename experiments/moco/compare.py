@@ -90,7 +90,10 @@ RENAMED = {
   'widen': 'grid.max_grid_extensions',
   'grid.widen': 'grid.max_grid_extensions',
 }
-STUDY = {'paper': 'moco', 'renamed': RENAMED}  # Arguments of all studies.
+STUDY_ARGUMENTS = {
+  'paper': 'moco',
+  'renamed': RENAMED,
+}  # Arguments of all studies.
 
 # Small settings of the smoke presets.
 SMOKE: dict[str, Any] = {
@@ -183,7 +186,7 @@ class Runs:
     sign = 1.0 if problem.higher_is_better else -1.0
     self._rules = comparison.Rules(
       options,
-      settings=harness.settings_of(settings, *COMPARISON_SETTINGS),
+      settings=harness.run_settings(settings, *COMPARISON_SETTINGS),
       score=lambda trained: sign * trained.history['validation/mean'][-1],
       widenings=settings.grid.max_grid_extensions,
     )

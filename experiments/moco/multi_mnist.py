@@ -207,7 +207,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main, PRESETS, binary='multi_mnist', check=check, **compare.STUDY
+  main, PRESETS, binary='multi_mnist', check=check, **compare.STUDY_ARGUMENTS
 )
 
 

@@ -201,7 +201,7 @@ def main(options: harness.Options) -> harness.Report:
   settings = options.settings
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'methods', 'grid'),
+    settings=harness.run_settings(settings, 'methods', 'grid'),
     score=lambda trained: trained.history['score'][-1],
     tuning_seeds=(TUNING_SEED,),
     widenings=settings.grid.max_grid_extensions,

@@ -320,7 +320,11 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main, PRESETS, binary='tabular', check=compare.check, **compare.STUDY
+  main,
+  PRESETS,
+  binary='tabular',
+  check=compare.check,
+  **compare.STUDY_ARGUMENTS,
 )
 
 

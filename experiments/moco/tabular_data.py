@@ -64,7 +64,7 @@ def read_sarcos(data_dir: str | None) -> tuple[Parts, harness.Source]:
     if table.ndim != 2 or table.shape[1] != 21 + TORQUES or len(table) < 5:
       raise ValueError(f'its shape is {table.shape}')
   words = f'{path.name}, {len(table):,} rows, split again'
-  source = harness.source_of(words, (table,), otherwise='unknown torques')
+  source = harness.identify_source(words, (table,), otherwise='unknown torques')
   return _regressions(table[:, :-TORQUES], table[:, -TORQUES:]), source
 
 
@@ -79,7 +79,7 @@ def make_up(count: int = 2_000) -> tuple[Parts, harness.Source]:
   rows = shuffled_parts(count)
   return as_parts(
     inputs, standardise(targets, rows[0]), rows
-  ), harness.source_of(words, (inputs,), otherwise='made-up regressions')
+  ), harness.identify_source(words, (inputs,), otherwise='made-up regressions')
 
 
 def read_adult(data_dir: str | None) -> tuple[Parts, harness.Source]:
@@ -95,7 +95,7 @@ def read_adult(data_dir: str | None) -> tuple[Parts, harness.Source]:
   income = [word.startswith('>') for word in income]
   targets = np.stack([income, sex == 'Male'], axis=1)
   words, arrays = f'{path.name}, {len(inputs):,} people', (inputs, targets)
-  source = harness.source_of(words, arrays, otherwise='unknown census')
+  source = harness.identify_source(words, arrays, otherwise='unknown census')
   capital = [i for i, name in enumerate(_NUMBERS) if 'capital' in name]
   with harness.parsing(path, 'file of Adult'):
     if len(inputs) < 5 or inputs[:, capital].min() < 0:
@@ -135,7 +135,9 @@ def read_school(data_dir: str | None) -> tuple[Parts, harness.Source]:
       y[school, : size[school]] = (scores[school][p[i]] - centre) / scale
     data[part] = tuple(map(jnp.asarray, (x, y, size)))
   words = f"MALSAR's School, {len(scores)} schools, {len(together[1]):,} pupils"
-  return data, harness.source_of(words, together, otherwise='unknown schools')
+  return data, harness.identify_source(
+    words, together, otherwise='unknown schools'
+  )
 
 
 READ = {

@@ -184,7 +184,7 @@ def run(options: harness.Options) -> harness.Trained:
       chunk=settings.chunk,
       seeds=seeds,
       name='toy',
-      settings=harness.settings_of(settings),
+      settings=harness.run_settings(settings),
     ),
     harness.Measure(evaluate, record_start=True),
   )

@@ -167,7 +167,7 @@ class Cleaning:
     self._classifier = classifiers.make_classifier(settings.model)
     self._rules = comparison.Rules(
       options,
-      settings=harness.settings_of(
+      settings=harness.run_settings(
         settings, 'methods', 'grid.scales', 'grid.max_grid_extensions'
       ),
       score=lambda trained: trained.best.score,

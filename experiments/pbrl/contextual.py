@@ -90,7 +90,7 @@ def run(options: harness.Options, study: Study) -> harness.Report:
   settings = options.settings
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'rates'),
+    settings=harness.run_settings(settings, 'rates'),
     # One rate for all cells, by the mean of their returns.
     score=lambda trained: trained.history['leader_return'][-1].mean(axis=0),
     tuning_seeds=comparison.tuning_seeds(settings.tuning_seeds),

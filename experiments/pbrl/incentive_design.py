@@ -213,7 +213,7 @@ def main(options: harness.Options) -> harness.Report:
   titles = make_titles(settings)
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'rates', 'inner_rates'),
+    settings=harness.run_settings(settings, 'rates', 'inner_rates'),
     score=lambda trained: trained.history['upper_return_at_nash'][-1],
     tuning_seeds=comparison.tuning_seeds(settings.tuning_seeds),
     widenings=1,

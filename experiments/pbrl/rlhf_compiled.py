@@ -225,7 +225,7 @@ def run(
   """Runs all methods on an environment of gymnax."""
   rules = comparison.Rules(
     options,
-    settings=harness.settings_of(settings, 'methods', 'rates', 'sizes'),
+    settings=harness.run_settings(settings, 'methods', 'rates', 'sizes'),
     score=lambda trained: trained.history['return'][-5:].mean(axis=0),
     tuning_seeds=comparison.tuning_seeds(2),
   )
@@ -300,7 +300,7 @@ class Suite:
     labels = 'true' if true_labels else 'random'
     tag = zlib.crc32(repr(seeds).encode())
     folder = pathlib.Path(workdir) / 'starts' / f'{labels}-{tag:08x}'
-    identity = harness.settings_of(
+    identity = harness.run_settings(
       settings, 'methods', 'rates', 'sizes', 'frames'
     )
     files.make_folder(folder)

@@ -150,7 +150,7 @@ class Run:
     settings, epochs = self.settings, rlhf_settings.count_epochs(self.settings)
     with stepped.opened(
       pathlib.Path(options.workdir) / self.name / f'seed_{seed}',
-      harness.settings_of(settings, 'methods', 'sizes'),
+      harness.run_settings(settings, 'methods', 'sizes'),
       jax.eval_shape(lambda: self._shapes(seed)),
       options.save_seconds,
     ) as session:

@@ -96,7 +96,7 @@ def report(
     titles=titles,
     curves={titles[m]: o.values('return') for m, o in finished.items()},
     plots={'returns.png': _draw(settings, finished)},
-    more={'sizes': harness.settings_of(settings)},
+    more={'sizes': harness.run_settings(settings)},
   )
 
 

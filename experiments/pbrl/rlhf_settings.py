@@ -271,11 +271,11 @@ def resolve(settings: Settings) -> Settings:
   # Random labels do not fit a file of labels.
   fits = [n for n, m in METHODS.items() if m.true_labels or not settings.labels]
   sizes = default_sizes(environment_spec(settings).kind, settings.sizes, fits)
-  values = harness.settings_of(settings)
+  values = harness.run_settings(settings)
   settings = harness.replaced(
     settings, {n: v for n, v in sizes.items() if values[n] in (None, ())}
   )
-  values = harness.settings_of(settings)
+  values = harness.run_settings(settings)
   rollout, pairs = settings.rollouts, settings.preferences
 
   def need(valid, name, reason):

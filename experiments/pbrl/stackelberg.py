@@ -233,7 +233,7 @@ def run_independent(
     hyper=hyper,
     seeds=members,
     name=method,
-    settings=harness.settings_of(settings),
+    settings=harness.run_settings(settings),
     options=options,
   )
   trained = train(settings, job)
@@ -258,7 +258,7 @@ def main(options: harness.Options) -> harness.Report:
   outcomes = comparison.compare(
     comparison.Rules(
       options,
-      settings=harness.settings_of(settings, 'rates'),
+      settings=harness.run_settings(settings, 'rates'),
       score=score,
       tuning_seeds=tuning,
     ),

@@ -187,7 +187,7 @@ def rank(
   # Runs with the default losses do not depend on their parameters.
   if losses.safe_loss == losses.finetune_loss == 'sft':
     without += ('losses',)
-  identity = harness.settings_of(settings, *without)
+  identity = harness.run_settings(settings, *without)
   run = lambda what: selection.Run(options, f'{name}_{what}', identity)
 
   def tune():

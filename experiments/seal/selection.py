@@ -259,8 +259,9 @@ def learn_scores(
   solver = bj.solvers.seal(
     upper,
     lower,
-    rows=count,
-    index=lambda b: b['index'],
+    scores=bj.solvers.RowScores(
+      optax.sgd(selector.rate), count, lambda b: b['index'], selector.weights
+    ),
     penalty=bj.solvers.seal_penalty(
       selector.mixing_ratio, decay=selector.decay, epoch=epoch
     ),

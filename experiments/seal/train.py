@@ -246,7 +246,7 @@ def train(
   mask = mask & masks.get(method.removesuffix('_mixture'), True)
   subset = prepared.rows.subset(mask)
   safe = prepared.safe.subset(~held_out.mask(prepared.safe))
-  identity = harness.settings_of(
+  identity = harness.run_settings(
     settings, *inputs.NO_IDENTITY, 'selection_methods', 'answers', 'scores'
   )
   run = selection.Run(options, method, identity)

@@ -136,7 +136,7 @@ def read(
     frame_rate=None,
     numbers=None,
     skipped=skips.by_reason(),
-    source=harness.source_of(
+    source=harness.identify_source(
       f'strings of the {len(recordings):,} digits in {path}',
       [np.frombuffer(contents[name], np.uint8) for name in sorted(contents)],
       otherwise='recordings of digits',

@@ -284,7 +284,7 @@ def source(
     )
     for part in parts
   ]
-  return sources.source_of(description, digests, otherwise=otherwise)
+  return sources.identify_source(description, digests, otherwise=otherwise)
 
 
 def describe(corpus: Corpus) -> str:

@@ -154,7 +154,7 @@ def run(
   last = -(-settings.records // 10)
   rules = comparison.Rules(
     options._replace(workdir=str(pathlib.Path(options.workdir, problem.name))),
-    settings=harness.settings_of(settings, *zoo_run.COMPARISON_SETTINGS),
+    settings=harness.run_settings(settings, *zoo_run.COMPARISON_SETTINGS),
     score=lambda t: -np.mean(t.history[problem.tune_by][-last:], axis=0),
     tuning_seeds=TUNING_SEEDS,
     over_seeds=np.min,

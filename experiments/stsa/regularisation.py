@@ -175,7 +175,7 @@ def best_value(parts: Parts, cache: pathlib.Path | None = None) -> float:
   Returns:
     The smallest validation loss of all searches.
   """
-  digest = harness.source_of('', parts, otherwise='').digest
+  digest = harness.identify_source('', parts, otherwise='').digest
   values = _read_cache(cache, digest)
   searches = list(itertools.product(STARTS, (True, False)))
   bar = progress.Progress('reference value', len(searches) * STEPS, 0)

@@ -43,7 +43,7 @@ def read(
     arrays = bunch.data, 2.0 * bunch.target[:, None] - 1
     words = "scikit-learn's breast cancer, 569 samples, 30 features"
     return harness.Table(
-      *arrays, harness.source_of(words, arrays, otherwise=name)
+      *arrays, harness.identify_source(words, arrays, otherwise=name)
     )
   path = harness.find(
     '' if pathlib.Path(name).is_file() else data_dir,

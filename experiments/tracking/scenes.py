@@ -27,7 +27,7 @@ def source(scenes: list[Scene], *, made_up: bool) -> harness.Source:
   """Describes the trajectories, whose detections are simulated."""
   names = ', '.join(scene.info.name for scene in scenes)
   kind = 'made-up walks' if made_up else f'trajectories of {names}'
-  return harness.source_of(
+  return harness.identify_source(
     f'{kind}; detections are simulated',
     [scene.truth.boxes for scene in scenes],
     otherwise='made-up walks' if made_up else 'simulated detections',

@@ -185,7 +185,7 @@ def train_networks(
   teacher = dataclasses.replace(settings.search, hypotheses=0)
   common = learning.Run(
     options,
-    harness.settings_of(
+    harness.run_settings(
       settings, 'data.judged', 'windows.measured', 'network.members', 'full'
     ),
     training.chunk,

@@ -102,7 +102,7 @@ def load_digits(
   order = np.random.default_rng(seed).permutation(len(images))
   for part, rows in zip(sizes, np.split(order, np.cumsum(counts))):
     parts[part] = DigitPart(images[rows], labels[rows].astype(np.int32))
-  return parts, sources.source_of(words, *read, otherwise=name)
+  return parts, sources.identify_source(words, *read, otherwise=name)
 
 
 def _read_pair(data_dir, part):

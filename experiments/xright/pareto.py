@@ -169,7 +169,7 @@ def run(
   few = single or method in settings.few_seed_methods
   if few or mixing_ratio != settings.middle:
     options = options._replace(seeds=tuple(range(settings.few_seeds)))
-  identity = harness.settings_of(
+  identity = harness.run_settings(
     settings,
     *('methods', 'mixing_ratios', 'few_seeds', 'few_seed_methods', 'answers'),
     'dtype',  # The weights themselves are compared.

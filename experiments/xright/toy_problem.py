@@ -74,7 +74,7 @@ def _plain(theta: np.ndarray) -> tuple[float, float]:
   return sft, COMPARED @ np.logaddexp(0, -DIFFERENCES @ theta)
 
 
-def _least(weights: tuple[float, float]) -> float:
+def _minimum(weights: tuple[float, float]) -> float:
   """The least weighted sum, which is convex and smooth."""
   value = lambda theta: float(np.dot(weights, _plain(theta)))
   result = scipy.optimize.minimize(
@@ -89,11 +89,11 @@ def optima(mixing_ratio: float) -> Optima:
   By convex duality, the least larger gap is the maximum over weights of the
   least weighted sum of both gaps.
   """
-  sft, dpo = _least((1.0, 0.0)), _least((0.0, 1.0))
+  sft, dpo = _minimum((1.0, 0.0)), _minimum((0.0, 1.0))
 
   def dual(weight):
     weights = ((1 - weight) * (1 - mixing_ratio), weight * mixing_ratio)
-    return _least(weights) - weights[0] * sft - weights[1] * dpo
+    return _minimum(weights) - weights[0] * sft - weights[1] * dpo
 
   result = scipy.optimize.minimize_scalar(
     lambda weight: -dual(weight),
@@ -101,7 +101,7 @@ def optima(mixing_ratio: float) -> Optima:
     method='bounded',
     options={'xatol': 1e-9},
   )
-  mix = _least((1 - mixing_ratio, mixing_ratio))
+  mix = _minimum((1 - mixing_ratio, mixing_ratio))
   return Optima(sft, dpo, mix, float(-result.fun))
 
 

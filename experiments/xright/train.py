@@ -222,7 +222,7 @@ def main(options: harness.Options) -> harness.Report:
     name=settings.method,
     # A run may resume on another mesh. With more steps, stages have other
     # lengths: that is another run.
-    identity=harness.settings_of(
+    identity=harness.run_settings(
       dataclasses.replace(settings, adapters=adapters),
       *('files.output', 'mesh'),
       'dtype',  # The weights themselves are compared.

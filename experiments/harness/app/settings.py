@@ -152,9 +152,6 @@ def run_settings(settings: Any, *without: str) -> dict[str, Any]:
   }
 
 
-settings_of = run_settings  # The former name, for one version.
-
-
 def override(settings: Any, texts: Mapping[str, str]) -> Any:
   """Replaces fields of a dataclass instance.
 

@@ -70,9 +70,6 @@ def identify_source(
   return Source(name, words, '-'.join(digests))
 
 
-source_of = identify_source  # The former name, for one version.
-
-
 def _digest(arrays):
   total = hashlib.blake2b(digest_size=12)
   for array in map(np.ascontiguousarray, arrays):

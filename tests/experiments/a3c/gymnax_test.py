@@ -192,7 +192,7 @@ def test_every_environment_of_gymnax_is_traced(env, tmp_path, monkeypatch):
   if env == 'MNISTBandit-bsuite':
     # Without the files: see also `environments_test`.
     monkeypatch.setattr(environments, '_MNIST_FOLDER', tmp_path)
-    with pytest.raises(harness.MissingDataError, match='a download of MNIST'):
+    with pytest.raises(harness.MissingDataError, match='needs MNIST'):
       gymnax.check(settings)
     return
   gymnax.check(settings)

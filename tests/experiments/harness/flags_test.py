@@ -73,7 +73,7 @@ class TestGroups:
     settings = settings.settings
     assert settings.train == Training(steps=3)
     assert settings.again == Training(rate=2.0)
-    told = settings_lib.settings_of(settings, 'own', 'again.rate')
+    told = settings_lib.run_settings(settings, 'own', 'again.rate')
     assert told == {
       'other': 'a',
       'train.steps': 3,

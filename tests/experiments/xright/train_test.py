@@ -322,7 +322,7 @@ def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
 
 
 def test_an_invalid_mesh_is_refused():
-  for mesh, match in (('tp=a', 'fsdp=4,tp=2 for'), ('fsdp=64', '64 devices')):
+  for mesh, match in (('tp=a', 'fsdp=4,tp=2'), ('fsdp=64', '64 devices')):
     with pytest.raises(harness.SettingsError, match=match):
       sharding.parse_layout(CONFIG, mesh)
 
