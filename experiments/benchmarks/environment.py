@@ -155,7 +155,7 @@ class Process:
     return answer['wall'], answer['cpu']
 
   def memory(self) -> int:
-    """Returns the peak memory of the process above that after its imports."""
+    """Returns the peak memory of the steps above that after the imports."""
     return self._ask('memory')['bytes']
 
   def _ask(self, request: str) -> dict[str, Any]:

@@ -4,10 +4,12 @@
 
 It imports MODULE and calls its function CASE with the options in the first line
 of its input; CASE returns `run(steps)`. It answers the next lines: `run N` with
-wall and CPU seconds, `memory` with the peak memory above that after the imports
-of MODULE and of the modules in the attribute `imports` of CASE.
+wall and CPU seconds, `memory` with the peak memory of the steps, without that of
+CASE itself, above the memory after the imports of MODULE and of the modules in
+the attribute `imports` of CASE.
 """
 
+import gc
 import importlib
 import json
 import resource
@@ -21,8 +23,17 @@ def answer(**words):
 
 
 def peak():
-  """Returns the peak memory of this process, bytes."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  """Returns the peak memory since `reset_peak`, bytes."""
+  with open('/proc/self/status', encoding='utf-8') as file:
+    (line,) = (line for line in file if line.startswith('VmHWM:'))
+  return int(line.split()[1]) * 1024
+
+
+def reset_peak():
+  """Sets the peak memory to the present memory."""
+  gc.collect()
+  with open('/proc/self/clear_refs', 'w', encoding='utf-8') as file:
+    file.write('5')
 
 
 def resident():
@@ -39,6 +50,7 @@ def main(module, case):
       importlib.import_module(name)
     start = resident()
     run = make(**json.loads(sys.stdin.readline()))
+    reset_peak()
   except Exception as error:
     answer(error=f'{type(error).__name__}: {error}'[:300])
     return
