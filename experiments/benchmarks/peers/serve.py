@@ -4,8 +4,8 @@
 
 It imports MODULE and calls its function CASE with the options in the first line
 of its input; CASE returns `run(steps)`. It answers the next lines: `run N` with
-wall and CPU seconds, `memory` with the peak memory of the steps, without that of
-CASE itself, above the memory after the imports of MODULE and of the modules in
+wall and CPU seconds, `memory` with the peak memory of the steps, without
+that of CASE, above the memory after the imports of MODULE and of the modules in
 the attribute `imports` of CASE.
 """
 
