@@ -76,3 +76,12 @@ def test_wheel_runs_the_readme_in_an_empty_environment(tmp_path):
   blocks = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
   printed = packaged.run(python, '-c', '\n'.join(blocks), cwd=elsewhere)
   assert float(printed.splitlines()[0]) == pytest.approx(-5.10, abs=0.05)
+
+
+@pytest.mark.slow
+def test_type_checkers_find_an_editable_install(tmp_path):
+  source = packaged.copy_sources(tmp_path / 'source')
+  python = packaged.environment(tmp_path)
+  packaged.run(python, '-m', 'pip', 'install', '-q', '--no-deps', '-e', source)
+  (lines,) = tmp_path.glob('env/lib/*/site-packages/*bilevel_jax*.pth')
+  assert lines.read_text(encoding='utf-8').strip() == str(source)

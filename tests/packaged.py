@@ -25,6 +25,15 @@ def run(*command, **fields):
   return done.stdout
 
 
+def copy_sources(folder: pathlib.Path) -> pathlib.Path:
+  """Copies what the package is built from into a new folder."""
+  folder.mkdir()
+  for name in SOURCES:
+    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+    copy(ROOT / name, folder / name)
+  return folder
+
+
 def build_wheel(folder: pathlib.Path) -> pathlib.Path:
   """Builds the source distribution, and the wheel from it.
 
@@ -34,11 +43,7 @@ def build_wheel(folder: pathlib.Path) -> pathlib.Path:
   Returns:
     The wheel; the source distribution lies beside it.
   """
-  source, out = folder / 'source', folder / 'dist'
-  source.mkdir()
-  for name in SOURCES:
-    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-    copy(ROOT / name, source / name)
+  source, out = copy_sources(folder / 'source'), folder / 'dist'
   run(sys.executable, '-m', 'build', '--outdir', out, source)
   (wheel,) = out.glob('*.whl')
   return wheel
