@@ -19,7 +19,7 @@ class Diagnosis(NamedTuple):
 
   Attributes:
     verdict: one of `diverged`, `overshooting`, `lagging`, `oscillating`,
-      `unconverged`, `weak`, `stiff`, `rounding`, `loose`, `fine`.
+      `unconverged`, `weak`, `stiff`, `rounding`, `loose`, `settled`, `fine`.
     words: an explanation and a remedy.
   """
 
@@ -307,8 +307,9 @@ def diagnose(
     change, or steps along the hypergradient decrease the upper loss. `weak`:
     the penalty is too weak. `rounding`: the gap is within its rounding error
     (if the history has `gap_rounding`, which `value_gap` measures). `loose`:
-    the gap has converged to more than the target. `fine`: none of these; with
-    the history alone, it does not show whether the run has found a solution.
+    the gap has converged to more than the target. `settled`: none of these by
+    the history alone, which does not show whether the run has found a solution.
+    `fine`: none of these, with the problem.
 
   Raises:
     ValueError: if a loss is missing, the history is too short, or only one of
@@ -356,12 +357,12 @@ def diagnose(
       float(here), np.asarray(reached), span, accuracy
     )
   loose = None if gap is None else _loose(series, gap)
-  words = 'no fault found.'
+  no_fault = Diagnosis('fine', 'no fault found.')
   if problem is None:
-    words = (
+    no_fault = Diagnosis(
+      'settled',
       'no fault found in the losses. They do not show whether the run has '
       'found a solution: call diagnose(history, problem, params, batch) for '
-      'that.'
+      'that.',
     )
-  fine = Diagnosis('fine', words)
-  return diagnosis or _rounded(series) or loose or fine
+  return diagnosis or _rounded(series) or loose or no_fault
