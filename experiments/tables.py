@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='only compares; exit status 1 if a document differs',
   )
   args = parser.parse_args(argv)
-  wrong = []
-  try:
-    for run in args.store:
+  for run in args.store:
+    try:
       print(store(run))
-  except (ValueError, UserError) as error:
-    wrong.append(str(error))
+    except (ValueError, UserError) as error:
+      print(f'{run}: {error}', file=sys.stderr)
+      return 1
+  wrong = []
   for path in pages():
     text = path.read_text(encoding='utf-8')
     name = path.relative_to(ROOT)

@@ -62,7 +62,7 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   assert verdicts['Not shown.'] == 'not shown'
   assert 'no metric no_such' in verdicts['Without a metric.']
   assert 'No module named' in verdicts['Crashes.']
-  assert 'starts is at least 1.' in verdicts['Refuses.']
+  assert 'starts must be at least 1.' in verdicts['Refuses.']
   logs = list(tmp_path.rglob('log.txt'))
   assert len(logs) == 3  # The first three claims share one run.
   before = {path: path.read_bytes() for path in logs}
@@ -166,6 +166,12 @@ def test_the_time_of_an_attempt_that_is_ended_counts(tmp_path):
 def test_unknown_papers_name_the_known():
   with pytest.raises(harness.SettingsError, match=r"'nothing'.*known: .*pbgd"):
     declared.load(['nothing'])
+
+
+def test_an_incomplete_declaration_is_named(monkeypatch):
+  monkeypatch.delattr('experiments.pbgd.claims.PAPER')
+  with pytest.raises(harness.SettingsError, match=r'pbgd/claims\.py .* PAPER'):
+    declared.load(['pbgd'])
 
 
 def test_folders_differ_by_data_and_are_no_longer_than_a_name():

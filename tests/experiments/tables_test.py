@@ -210,6 +210,17 @@ def test_what_one_page_lacks_keeps_no_other_from_being_written(
   assert re.search(r'-->-2\.\d\d$', found[1].read_text())
 
 
+def test_a_refused_run_changes_no_page(tmp_path, monkeypatch, capsys):
+  page = tmp_path / 'a.md'
+  page.write_text('a <!-- number: pbgd/toy gap_exponent/known_value .2f -->')
+  before = page.read_text()
+  monkeypatch.setattr(tables, 'ROOT', tmp_path)
+  monkeypatch.setattr(tables, 'pages', lambda: [page])
+  assert tables.main(['--store', str(tmp_path / 'nothing')]) == 1
+  assert 'nothing' in capsys.readouterr().err
+  assert page.read_text() == before
+
+
 def test_documents_are_as_the_stored_results_make_them(capsys):
   """`python -m experiments.tables` mends it."""
   status = tables.main(['--check'])

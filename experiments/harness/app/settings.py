@@ -130,7 +130,7 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
     bound = f'at most {high:,}' if math.isfinite(high) else 'finite'
   else:
     return
-  raise errors.SettingsError(f'--{name}={value}: {name} is {bound}.')
+  raise errors.SettingsError(f'--{name}={value}: {name} must be {bound}.')
 
 
 def run_settings(settings: Any, *without: str) -> dict[str, Any]:

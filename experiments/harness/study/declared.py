@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import types
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
     Runs and claims by paper.
 
   Raises:
-    SettingsError: if a paper is unknown.
+    SettingsError: if a paper is unknown, or declares too little.
   """
   known = discover()
   for paper in papers:
@@ -82,11 +83,19 @@ def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
         f'no claims of {paper!r} (experiments/{paper}/claims.py); known: '
         f'{", ".join(known)}.'
       )
-  modules = {
-    paper: importlib.import_module(f'experiments.{paper}.claims')
-    for paper in papers or known
-  }
+  modules = {paper: claims_module(paper) for paper in papers or known}
   return {name: Declared(x.RUNS, x.CLAIMS) for name, x in modules.items()}
+
+
+def claims_module(paper: str) -> types.ModuleType:
+  """Imports `claims.py` of a paper; SettingsError if it declares too little."""
+  module = importlib.import_module(f'experiments.{paper}.claims')
+  if missing := {'PAPER', 'RUNS', 'CLAIMS'} - set(vars(module)):
+    raise errors.SettingsError(
+      f'experiments/{paper}/claims.py does not declare '
+      f'{", ".join(sorted(missing))}: see "Add a paper" in CONTRIBUTING.md.'
+    )
+  return module
 
 
 def commands(

@@ -1,6 +1,5 @@
 """Fills documents with tables and numbers from stored results."""
 
-import importlib
 import math
 import pathlib
 import re
@@ -9,7 +8,7 @@ from typing import Any
 
 from experiments.harness.study import stored
 from experiments.harness.study.claim import judge, paired_interval
-from experiments.harness.study.declared import ROOT, discover
+from experiments.harness.study.declared import ROOT, claims_module, discover
 from experiments.harness.study.report import Interval
 
 _TABLE = re.compile(r'(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
@@ -180,7 +179,7 @@ def _papers(root: pathlib.Path) -> str:
   """Formats the table of papers: solvers, judged headline claims, a link."""
   lines = ['| paper | solvers | result | |', '| --- | --- | --- | --- |']
   for folder in discover(root):
-    module = importlib.import_module(f'experiments.{folder}.claims')
+    module = claims_module(folder)
     results = []
     for metric, words in module.PAPER.headlines.items():
       # Uses the first claim about this metric.

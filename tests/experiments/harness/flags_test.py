@@ -91,7 +91,7 @@ class TestGroups:
   @pytest.mark.parametrize(
     ('argument', 'says'),
     [
-      ('--train.steps=0', '--train.steps=0: train.steps is at least 1.'),
+      ('--train.steps=0', '--train.steps=0: train.steps must be at least 1.'),
       ('--train.steps=x', 'train.steps takes an integer.'),
       ('--other=c', '--other=c: other knows a, b.'),
     ],
@@ -249,8 +249,8 @@ class TestRun:
     ('argument', 'message'),
     [
       ('--steps=x', '--steps=x: steps takes an integer.'),
-      ('--steps=0', '--steps=0: steps is at least 1.'),
-      ('--sizes=1,-3', '--sizes=-3: sizes is at least 1.'),
+      ('--steps=0', '--steps=0: steps must be at least 1.'),
+      ('--sizes=1,-3', '--sizes=-3: sizes must be at least 1.'),
       ('--step=1', "Unknown command line flag 'step'. Did you mean: steps"),
       ('--preset=huge', 'value should be one of <quick|paper>'),
       ('--seeds=0', 'Number of seeds'),

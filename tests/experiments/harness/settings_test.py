@@ -32,18 +32,18 @@ class TestCheck:
   @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-      ({'steps': 0}, '--steps=0: steps is at least 1.'),
-      ({'steps': 2**31}, 'steps is at most 2,147,483,647.'),
-      ({'rate': -0.1}, '--rate=-0.1: rate is above 0.'),
-      ({'rate': math.nan}, 'rate is above 0.'),
-      ({'rate': math.inf}, '--rate=inf: rate is finite.'),
-      ({'limit': 0.0}, 'limit is above 0.'),
-      ({'sizes': (3, -1)}, '--sizes=-1: sizes is at least 1.'),
+      ({'steps': 0}, '--steps=0: steps must be at least 1.'),
+      ({'steps': 2**31}, 'steps must be at most 2,147,483,647.'),
+      ({'rate': -0.1}, '--rate=-0.1: rate must be above 0.'),
+      ({'rate': math.nan}, 'rate must be above 0.'),
+      ({'rate': math.inf}, '--rate=inf: rate must be finite.'),
+      ({'limit': 0.0}, 'limit must be above 0.'),
+      ({'sizes': (3, -1)}, '--sizes=-1: sizes must be at least 1.'),
       ({'sizes': ()}, '--sizes=: sizes needs at least one entry.'),
       ({'names': ()}, 'names needs at least one entry.'),
-      ({'share': -0.1}, 'share is at least 0.'),
-      ({'share': 1.5}, 'share is at most 1.'),
-      ({'extra': (0.0,)}, 'extra is above 0.'),
+      ({'share': -0.1}, 'share must be at least 0.'),
+      ({'share': 1.5}, 'share must be at most 1.'),
+      ({'extra': (0.0,)}, 'extra must be above 0.'),
     ],
   )
   def test_what_is_not(self, changes, message):

@@ -237,7 +237,7 @@ def test_settings_that_contradict_each_other():
   for match, changes in BAD.items():
     with pytest.raises(harness.SettingsError, match=match):
       rlhf_settings.check(harness.replaced(SMALL, changes))
-  with pytest.raises(harness.SettingsError, match='tau is above 0'):
+  with pytest.raises(harness.SettingsError, match='tau must be above 0'):
     settings_lib.check(settings_lib.override(SMALL, {'weights.tau': '0'}))
   with pytest.raises(harness.SettingsError, match='methods knows oracle, '):
     settings_lib.check(dataclasses.replace(SMALL, methods=('ppo',)))

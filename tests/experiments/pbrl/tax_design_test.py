@@ -110,5 +110,5 @@ def _started(study, method):
 
 
 def test_grids_have_two_points():
-  with pytest.raises(harness.SettingsError, match='hours is at least 2'):
+  with pytest.raises(harness.SettingsError, match='hours must be at least 2'):
     settings_lib.check(tax_design.Settings(hours=1))

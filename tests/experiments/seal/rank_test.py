@@ -262,7 +262,7 @@ def test_known_rows_are_judged():
     ({'sets': ('others',)}, '--sets=others'),
     ({'safe_data': 's.jsonl'}, 'two files'),
     ({'methods': ('random',)}, 'score=seal is not among'),
-    ({'rank': 0}, 'rank is at least 1'),
+    ({'rank': 0}, 'rank must be at least 1'),
     ({'safe_loss': 'rlhf'}, 'safe_loss=rlhf: .* knows sft, chord'),
     ({'finetune_loss': 'kto'}, 'finetune_loss=kto: .* knows sft'),
     ({'safe_loss': 'distillation'}, '--teacher=DIR go together'),

@@ -238,7 +238,7 @@ def test_settings_select_data_and_detector(tmp_path, options):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'window': 1}, 'window is at least 2'),
+    ({'window': 1}, 'window must be at least 2'),
     ({'held_out': 'MOT17-02'}, 'held_out=MOT17-02'),
     ({'sequences': ('A', 'A')}, 'sequences=A,A'),
     ({'sequences': ()}, 'sequences needs at least one'),
