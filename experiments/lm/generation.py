@@ -7,7 +7,7 @@
 Prompts are padded to a few lengths; each length compiles one program.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -280,15 +280,90 @@ def make_generator(
   return jax.jit(run)
 
 
+class Answer(NamedTuple):
+  """An answer to a prompt.
+
+  Attributes:
+    place: index of the prompt.
+    text: the text, without the end token.
+    length: number of tokens, without the end token.
+    ended: whether the model ended the answer.
+  """
+
+  place: int
+  text: str
+  length: int
+  ended: bool
+
+
+def stream(
+  tokenizer: tokenizer_lib.Tokenizer,
+  generator: Generator,
+  params: decoder.Params,
+  prompts: Sequence[Sequence[int]],
+  *,
+  key: jax.Array,
+  buckets: Sequence[int] = (64, 128, 256),
+  rows: int = 8,
+  skip: Container[int] = (),
+) -> Iterator[list[Answer]]:
+  """Answers prompts batch by batch, short prompts first.
+
+  Args:
+    tokenizer: tokeniser of the model.
+    generator: a compiled generator from `make_generator`.
+    params: weights of the model with attached adapters.
+    prompts: tokens of each prompt, see `batches.encode_prompt`.
+    key: PRNG key; an answer depends on it and on the prompt's index.
+    buckets: ascending lengths to which prompts are padded; each compiles one
+      program.
+    rows: prompts per batch.
+    skip: indices of prompts that need no answer. The others keep their batches,
+      so that their answers stay the same to the bit.
+
+  Yields:
+    The answers of one batch, in the order of the prompts.
+
+  Raises:
+    UserError: if a prompt is longer than the last bucket, or has no tokens.
+  """
+  for i, one in enumerate(prompts):
+    if not 0 < len(one) <= max(buckets):
+      raise harness.UserError(
+        f'prompt {i} has {len(one)} tokens, expected 1 to {max(buckets)}: '
+        'remove it, or give a longer bucket.'
+      )
+  bucket = np.searchsorted(buckets, [len(one) for one in prompts])
+  for number, length in enumerate(buckets):
+    members = np.flatnonzero(bucket == number)
+    for start in range(0, len(members), rows):
+      batch = members[start : start + rows]
+      if all(place in skip for place in batch):
+        continue
+      # Fills the batch with its first prompt: equal rows end together.
+      filling = np.full(rows - len(batch), batch[0])
+      places = np.concatenate([batch, filling])
+      tokens = np.zeros((rows, length), np.int32)
+      for row, place in zip(tokens, places):
+        row[: len(prompts[place])] = prompts[place]
+      lengths = np.array([len(prompts[place]) for place in places], np.int32)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
+      out = jax.device_get(generator(params, tokens, lengths, keys))
+      sizes = (out.lengths - out.ended).tolist()
+      yield [
+        Answer(int(place), tokenizer.decode(row[:size].tolist()), size, ended)
+        for place, row, size, ended in zip(
+          batch, out.tokens, sizes, out.ended.tolist()
+        )
+      ]
+
+
 def answers(
   tokenizer: tokenizer_lib.Tokenizer,
   generator: Generator,
   params: decoder.Params,
   prompts: Sequence[data_lib.Prompt],
-  *,
-  key: jax.Array,
-  buckets: Sequence[int] = (64, 128, 256),
-  rows: int = 8,
+  **options: Any,
 ) -> list[str]:
   """Answers prompts as texts, without the end token.
 
@@ -297,40 +372,17 @@ def answers(
     generator: a compiled generator from `make_generator`.
     params: weights of the model with attached adapters.
     prompts: messages or texts.
-    key: PRNG key; an answer depends on it and on the prompt's index.
-    buckets: ascending lengths to which prompts are padded; each compiles one
-      program.
-    rows: prompts per batch.
+    **options: options of `stream`; `key` is required.
 
   Returns:
     One text per prompt, in order.
 
   Raises:
-    UserError: if a prompt is longer than the last bucket, or has no tokens.
+    UserError: as `stream`.
   """
   encoded = [batches.encode_prompt(tokenizer, prompt) for prompt in prompts]
-  for i, one in enumerate(encoded):
-    if not 0 < len(one) <= max(buckets):
-      raise harness.UserError(
-        f'prompt {i} has {len(one)} tokens, expected 1 to {max(buckets)}: '
-        'remove it, or give a longer bucket.'
-      )
-  bucket = np.searchsorted(buckets, [len(one) for one in encoded])
   texts = [''] * len(encoded)
-  for number, length in enumerate(buckets):
-    members = np.flatnonzero(bucket == number)
-    for start in range(0, len(members), rows):
-      batch = members[start : start + rows]
-      # Fills the batch with its first prompt: equal rows end together.
-      filling = np.full(rows - len(batch), batch[0])
-      places = np.concatenate([batch, filling])
-      tokens = np.zeros((rows, length), np.int32)
-      for row, place in zip(tokens, places):
-        row[: len(encoded[place])] = encoded[place]
-      lengths = np.array([len(encoded[place]) for place in places], np.int32)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
-      out = jax.device_get(generator(params, tokens, lengths, keys))
-      for row, place in enumerate(batch):
-        size = out.lengths[row] - out.ended[row]
-        texts[place] = tokenizer.decode(out.tokens[row, :size].tolist())
+  for batch in stream(tokenizer, generator, params, encoded, **options):
+    for one in batch:
+      texts[one.place] = one.text
   return texts

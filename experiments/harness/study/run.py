@@ -143,9 +143,12 @@ def _mode(
   study: study_lib.Study, words: Sequence[str]
 ) -> tuple[Callable[..., Any], list[str]]:
   """Returns the function of a mode, and its files, from the command line."""
+  known = {'train': study.main, **study.modes} if study.modes else {}
+  needed = inspect.signature(study.main).parameters.values()
+  if sum(p.default is p.empty for p in needed) > 1:
+    known, words = {study.binary: study.main}, [study.binary, *words]
   if not words:
     return study.main, []
-  known = {'train': study.main, **study.modes} if study.modes else {}
   name, *files = words
   if name not in known:
     hint = f'; the modes are {", ".join(known)}' if known else ''

@@ -83,7 +83,8 @@ class Study:
   """The declaration of a binary.
 
   Attributes:
-    main: from `Options` to a `Report`, or to None without results.
+    main: from `Options` to a `Report`, or to None without results. Without
+      `modes`, it may take files, as a mode does.
     presets: frozen dataclass instances by name, checked by `settings.check`;
       the first is the default.
     paper: name of the paper's folder; by default that of the module's.
