@@ -29,6 +29,7 @@ RUNS = {
     ),
     presets=('quick',),
   ),
+  'few': harness.Run(**_SPEECH, preset='few', presets=()),
   'digits': harness.Run(**_SPEECH, preset='digits', presets=()),
   'an4_grid': harness.Run(**_SPEECH, preset='an4_grid', presets=()),
   'an4_full': harness.Run(**_SPEECH, preset='an4_full', presets=()),

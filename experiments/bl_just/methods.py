@@ -96,6 +96,8 @@ class StepSizes(NamedTuple):
     rate: peak step size of recognition and joint updates, with a warm-up and a
       cosine decay to a hundredth.
     audio: step size of updates on audio alone.
+    exploration: schedule of `audio` in exploration: 'constant' as published, or
+      'decaying' with the joint updates.
     tuning: peak step size of the final fine-tuning.
     penalty: largest weight of the self-supervised loss in joint updates; rises
       linearly from 0, or is constant in `joint`.
@@ -111,6 +113,7 @@ class StepSizes(NamedTuple):
   decay: float = 1e-2
   clip: float = 5.0
   warmup_steps: int = 100
+  exploration: str = 'constant'
 
 
 class TurnsState(NamedTuple):
@@ -198,8 +201,8 @@ def solver(
 
   solvers = {}
   if counts[_SSL]:
-    schedule = decaying if method == 'pretrain' else constant
-    rate = schedule(steps.audio, counts[_SSL])
+    decays = method == 'pretrain' or steps.exploration == 'decaying'
+    rate = (decaying if decays else constant)(steps.audio, counts[_SSL])
     solvers['ssl'] = bj.descend(
       bj.gradient(
         lambda z, batch: ssl(z, batch['ssl']),

@@ -64,6 +64,8 @@ class Training:
     batch_size: utterances per loss and update.
     buckets: number of length buckets.
     audio_rate: step size of updates on audio alone.
+    exploration: schedule of `audio_rate` in the exploration of BL-JUST:
+      'constant' as published, or 'decaying' with the joint updates.
     tuning_rate: step size of the final fine-tuning.
     clip: largest gradient norm of the encoder and of each head.
     chunk: updates between log entries.
@@ -74,6 +76,7 @@ class Training:
   batch_size: int = 8
   buckets: int = 2
   audio_rate: float = 1e-3
+  exploration: Literal['constant', 'decaying'] = 'constant'
   tuning_rate: float = 3e-4
   clip: float = 5.0
   chunk: int = 100
@@ -147,6 +150,14 @@ PRESETS = {
     data=corpora.Data('made_up', strings=24, test_strings=8, labelled=(0.5,)),
     network=Network(width=16, depth=0, strides=(2, 2), mels=16),
     training=Training(20, 4, 1, chunk=10, check_every=20),
+  ),
+  # Few transcripts, all methods tuned; seven hours of a core.
+  'few': Settings(
+    methods=tuple(n for n in methods.TITLES if n != 'no_tuning'),
+    seeds=10,
+    data=corpora.Data(labelled=(0.05, 0.1)),
+    training=Training(exploration='decaying'),
+    grid=Grid((1e-3, 3e-3, 1e-2), (0.1, 0.3, 1.0), (1e-3, 1e-2, 1e-1)),
   ),
   # A recogniser of digits, for transcription.
   'digits': Settings(

@@ -42,7 +42,7 @@ from experiments.speech import (
 )
 
 PRESETS, check = presets.PRESETS, presets.check
-_TUNING_SEED = 1_000_000
+_TUNING_SEEDS = (1_000_000, 1_000_001)
 
 
 def run(
@@ -74,6 +74,7 @@ def run(
     steps = methods.StepSizes(
       rate=hyper['rate'],
       audio=numbers.audio_rate,
+      exploration=numbers.exploration,
       tuning=numbers.tuning_rate,
       penalty=hyper.get('penalty', settings.grid.penalties[0]),
       decay=hyper.get('decay', settings.grid.decays[0]),
@@ -146,7 +147,7 @@ def train_methods(options: harness.Options, labelled: float) -> Comparison:
     options,
     settings=harness.run_settings(settings, 'methods', 'grid', 'converged'),
     score=lambda trained: -trained.history['validation'][-1],
-    tuning_seeds=(_TUNING_SEED,),
+    tuning_seeds=_TUNING_SEEDS,
   )
   outcomes = comparison.compare(
     rules,

@@ -174,3 +174,24 @@ def test_each_method_has_its_penalty_and_its_step_sizes():
     ('joint', ['ctc'], 0.01),
   ):
     assert abs(moved(method, losses)) == pytest.approx(size, rel=1e-3)
+
+
+def test_exploration_decays_on_request():
+  plan, updates = np.zeros(9, np.int8), {}
+  for schedule in ('constant', 'decaying'):
+    # Without weight decay, equal gradients give updates of equal sizes.
+    steps = methods.StepSizes(
+      *(0.1, 0.05, 0.01, 0.5), decay=0.0, exploration=schedule
+    )
+    solver = methods.solver('bl_just', plan, steps, _ctc, _ssl)
+    params, sizes = _params(), []
+    state = solver.init(params)
+    for _ in plan:
+      batch = {'ssl': jnp.array([0.2, 0.1, -0.3])}
+      update, state = solver.update(batch, state, params)
+      sizes.append(np.asarray(update.encoder))
+    updates[schedule] = np.array(sizes)
+  cosine = optax.cosine_decay_schedule(1.0, 9, 0.01)(jnp.arange(9))
+  np.testing.assert_allclose(
+    updates['decaying'], updates['constant'] * np.asarray(cosine)[:, None], 1e-5
+  )
