@@ -120,8 +120,10 @@ def _with_current_names(
   for key, value in settings.items():
     name = group + key
     if isinstance(value, Mapping):
-      value = _with_current_names(value, renamed, f'{name}.')
-    current[renamed.get(name, name).removeprefix(group)] = value
+      # A group may have the former name of a field.
+      current[key] = _with_current_names(value, renamed, f'{name}.')
+    else:
+      current[renamed.get(name, name).removeprefix(group)] = value
   return current
 
 

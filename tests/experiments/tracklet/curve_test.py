@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
+from experiments.harness.study import report, stored
 from experiments.tracking import detections
 from experiments.tracklet import curve, train
 
@@ -74,3 +75,9 @@ def test_curves_are_over_areas_and_motion_only_is_level():
   np.testing.assert_array_equal(ends, [[60, 60], [68, 72]])
   assert found['search, motion only'] == ([0.5, 1.0], [[54, 56], [54, 56]])
   assert list(curve.curves(runs, 'standard')) == ['search', 'teacher forcing']
+
+
+def test_a_group_of_settings_may_have_the_former_name_of_a_field():
+  settings = report.plain(curve.PRESETS['quick'])
+  results = {'paper': 'tracklet', 'binary': 'curve', 'preset': 'quick'}
+  assert stored.declared({**results, 'settings': settings})[0] == 'curve'
