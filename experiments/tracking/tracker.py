@@ -313,6 +313,27 @@ def advance(
   )
 
 
+def step(
+  model: Model, tracks: Tracks | None, frame: Frame, rules: Rules = RULES
+) -> Tracks:
+  """Tracks the detections of the next frame; `tracks` is None before the first.
+
+  Args:
+    model: of the affinities.
+    tracks: after the previous frame.
+    frame: detections.
+    rules: of births, matches and deaths.
+
+  Returns:
+    The tracklets after the frame, for `report`.
+  """
+  if tracks is None:
+    tracks = begin(model, Frame(*(x[:0] for x in frame)))
+  pairs = pair(model, tracks, frame, rules)
+  chosen = second_pass(pairs, assign(pairs.affinity), frame, rules)
+  return advance(model, tracks, pairs, chosen, frame, rules)
+
+
 def split_frames(detected: detections.Detected) -> list[Frame]:
   """Splits detections by frame, as float32."""
   boxes = detections.encode_boxes(detected.boxes.boxes).astype(np.float32)
@@ -363,11 +384,6 @@ def online(
   """
   reports, tracks = [], None
   for frame in split_frames(detected):
-    if tracks is None:
-      tracks = begin(model, Frame(*(x[:0] for x in frame)))
-    pairs = pair(model, tracks, frame, rules)
-    chosen = assign(pairs.affinity)
-    chosen = second_pass(pairs, chosen, frame, rules)
-    tracks = advance(model, tracks, pairs, chosen, frame, rules)
+    tracks = step(model, tracks, frame, rules)
     reports.append(report(tracks))
   return as_boxes(detected, reports)
