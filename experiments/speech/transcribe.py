@@ -11,6 +11,9 @@ segments, which are recognised separately. A segment above 32 seconds is read in
 windows that overlap by 4 seconds. If channels cancel each other out, one of
 them is used, with a notice.
 
+`--format=ctm` prints one line per word: file, channel, start and duration in
+seconds, the word and its confidence, the CTM format of NIST.
+
 `--beam` above 1 searches, optionally with a language model by
 `--language=FILE.arpa`. `--picture=FILE.png` draws the first segment of the
 first file, at most 32 seconds, with the recognised text.
@@ -45,6 +48,7 @@ from experiments.speech import (
   recogniser,
   units,
   windows,
+  word_times,
 )
 
 # Lengths to which audio is padded, in seconds. Each length in use compiles one
@@ -78,10 +82,12 @@ class Transcript(NamedTuple):
   Attributes:
     text: text of the file.
     start: first segment, at most 32 seconds.
+    words: words with their times, if they were asked for.
   """
 
   text: str
   start: Recognition
+  words: tuple[word_times.Word, ...] = ()
 
 
 class Transcriber:
@@ -127,11 +133,12 @@ class Transcriber:
         ngram.read_arpa(language), self.units
       )
 
-  def transcribe(self, path: files.Path) -> Transcript:
+  def transcribe(self, path: files.Path, *, times: bool = False) -> Transcript:
     """Transcribes a file of audio or features.
 
     Args:
       path: the file.
+      times: whether to find the times of the words.
 
     Returns:
       The transcript.
@@ -153,15 +160,32 @@ class Transcriber:
         'shorter than a frame',
       )
     start, texts = None, []
+    words: list[word_times.Word] = []
     for segment in self._segments(content):
-      labels = []
+      labels, outputs = [], []
       for piece in self._pieces(content, *segment):
         start = start or piece
         labels.append(piece.labels)
-      texts.append(self.units.decode(np.concatenate(labels)))
+        outputs += [piece.log_probs] if times else []
+      joined = np.concatenate(labels)
+      texts.append(self.units.decode(joined))
+      if times:
+        frame, first = self.network.shape.frame, segment[0] / self._rate
+        own = word_times.align(
+          self.units, np.concatenate(outputs), joined, frame
+        )
+        words += [
+          w._replace(start=first + w.start, stop=first + w.stop) for w in own
+        ]
     assert start is not None
     # A segment ends a word.
-    return Transcript(' '.join(filter(None, texts)), start)
+    return Transcript(' '.join(filter(None, texts)), start, tuple(words))
+
+  @property
+  def _rate(self) -> float:
+    """Samples or frames of the content per second."""
+    front = self.network.shape.front
+    return front.rate or round(1 / front.hop)
 
   def _segments(self, content: Any) -> list[tuple[int, int]]:
     """Cuts a file in its pauses; returns start and stop of each segment."""
@@ -212,7 +236,7 @@ class Transcriber:
       Consecutive recognitions; each frame is in one of them.
     """
     shape = self.network.shape
-    a_second = shape.front.rate or round(1 / shape.front.hop)
+    a_second = self._rate
     stride = shape.shrink * (shape.front.samples[1] if shape.front.rate else 1)
     spans = [
       (first + start, first + stop)
@@ -241,8 +265,7 @@ class Transcriber:
   def _outputs(self, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features and log-probabilities of one window."""
     front = self.network.shape.front
-    a_second = front.rate or round(1 / front.hop)
-    sizes = [round(s * a_second) for s in _SECONDS]
+    sizes = [round(s * self._rate) for s in _SECONDS]
     size = next(s for s in sizes if s >= len(content))
     features, log_probs, out = self.network.outputs(
       self._weights, *feed.pad_and_stack([content], size)
@@ -308,12 +331,12 @@ class _File:
 
 
 def transcribe(
-  transcriber: Transcriber, paths: Sequence[files.Path]
+  transcriber: Transcriber, paths: Sequence[files.Path], *, times: bool = False
 ) -> Iterator[tuple[files.Path, Transcript | harness.UserError]]:
   """Transcribes files in order; yields the error of a file that fails."""
   for path in paths:
     try:
-      yield path, transcriber.transcribe(path)
+      yield path, transcriber.transcribe(path, times=times)
     except harness.UserError as error:
       yield path, error
 
@@ -348,6 +371,12 @@ def main(arguments: Sequence[str]) -> int:
     help='score per unit of a search; larger values give longer texts '
     '(%(default)s)',
   )
+  add(
+    '--format',
+    choices=('text', 'ctm'),
+    default='text',
+    help='text: a line per file; ctm: a line per word, with its time',
+  )
   add('--picture', help='.png file for a picture of the first segment')
   flags = parser.parse_args(arguments)
   status, drawn = 0, None
@@ -360,12 +389,15 @@ def main(arguments: Sequence[str]) -> int:
       bonus=flags.bonus,
       notice=_print_notice,
     )
-    for path, result in transcribe(transcriber, flags.files):
+    ctm = flags.format == 'ctm'
+    for path, result in transcribe(transcriber, flags.files, times=ctm):
       if isinstance(result, harness.UserError):
         _print_notice(result)
         status = 1
         continue
-      print(f'{path}\t{result.text}', flush=True)
+      line = f'{path}\t{result.text}'
+      if line := word_times.to_ctm(str(path), result.words) if ctm else line:
+        print(line, flush=True)
       drawn = drawn or (path, result.start)
     if flags.picture and drawn:
       path, start = drawn

@@ -16,6 +16,7 @@ from experiments.speech import (
   transcribe,
   units,
   windows,
+  word_times,
 )
 from tests.experiments.speech import speech
 
@@ -351,3 +352,43 @@ def test_digits_in_a_long_file_are_those_of_short_ones(tmp_path):
   # 32 seconds normalised together the difference is 0.08 to 0.19.
   assert rates['long'] < rates['alone'] + 0.05
   assert rates['stereo'] < rates['alone'] + 0.05
+
+
+def test_words_have_the_times_at_which_they_are_said(transcriber, tmp_path):
+  text = words_of(2, 40)
+  starts, stops, now = [], [], 0.9
+  for word in text.split():  # As in `spell`.
+    starts.append(now)
+    now += len(word) * (0.3 + 0.05)
+    stops.append(now - 0.05)
+    now += 0.9
+  path = speech.write(tmp_path / 'a b.wav', spell(text), RATE, subtype='FLOAT')
+  for seconds in (16.0, np.inf):
+    transcriber._segment = seconds
+    result = transcriber.transcribe(path, times=True)
+    assert ' '.join(word.text for word in result.words) == text == result.text
+    # A window of 25 ms every 10 ms, and every fourth of those.
+    within = {'rtol': 0, 'atol': 0.025 + 4 * 0.01}
+    np.testing.assert_allclose(
+      [w.start for w in result.words], starts, **within
+    )
+    np.testing.assert_allclose([w.stop for w in result.words], stops, **within)
+    assert all(0.5 < word.confidence <= 1 for word in result.words)
+  lines = word_times.to_ctm('a b.wav', result.words).splitlines()
+  assert len(lines) == 40 and all(len(line.split()) == 6 for line in lines)
+
+
+@pytest.mark.parametrize('kind', ['words', 'characters'])
+def test_the_confidence_is_the_mean_probability_of_the_labels(kind):
+  known = units.Listed(kind, ('a', 'b') if kind == 'words' else (' ', 'a', 'b'))
+  a, b = known.encode('a')[0], known.encode('b')[0]
+  path = [a, a, units.BLANK, b] if kind == 'words' else [a, a, 2, b]
+  probs = np.full((4, known.size), 0.01)
+  probs[np.arange(4), path] = [0.9, 0.4, 0.8, 0.6]
+  labels = [a, b] if kind == 'words' else [a, 2, b]
+  words = word_times.align(known, np.log(probs), np.array(labels), 0.1)
+  assert [word.text for word in words] == ['a', 'b']
+  confidences = [word.confidence for word in words]
+  np.testing.assert_allclose(confidences, [(0.9 * 0.4) ** 0.5, 0.6])
+  np.testing.assert_allclose([w.start for w in words], [0.0, 0.3])
+  np.testing.assert_allclose([w.stop for w in words], [0.2, 0.4])
