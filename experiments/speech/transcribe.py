@@ -12,7 +12,8 @@ windows that overlap by 4 seconds. If channels cancel each other out, one of
 them is used, with a notice.
 
 `--format=ctm` prints one line per word: file, channel, start and duration in
-seconds, the word and its confidence, the CTM format of NIST.
+seconds, the word and its confidence, the CTM format of NIST. A word lasts as
+long as the frames of its labels, which may be fewer than it sounds.
 
 `--beam` above 1 searches, optionally with a language model by
 `--language=FILE.arpa`. `--picture=FILE.png` draws the first segment of the
