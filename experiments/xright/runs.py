@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
@@ -38,15 +38,53 @@ class Adapters:
 
 @dataclasses.dataclass(frozen=True)
 class Optimiser:
-  """Adam.
+  """Adam, with decoupled weight decay.
 
   Attributes:
-    learning_rate: constant; 5e-5 in the paper.
+    learning_rate: after the warm-up; 5e-5 in the paper.
+    schedule: after the warm-up: 'constant' as in the paper, or a 'linear' or
+      'cosine' decay to 0 at the last update.
+    warmup: updates in which the learning rate rises linearly.
+    weight_decay: of all trained weights.
     clip: largest norm of a gradient.
   """
 
   learning_rate: float = 2e-4
+  schedule: Literal['constant', 'linear', 'cosine'] = 'constant'
+  warmup: Annotated[int, harness.Allowed(low=0)] = 0
+  weight_decay: Annotated[float, harness.Allowed(low=0)] = 0.0
   clip: float = 1.0
+
+  def rate(self, steps: int) -> float | optax.Schedule:
+    """Returns the learning rate of a run: a number, or a function of updates.
+
+    Args:
+      steps: number of updates of the run.
+    """
+    peak, later = self.learning_rate, steps - self.warmup
+    if self.schedule == 'linear':
+      then = optax.linear_schedule(peak, 0.0, later)
+    elif self.schedule == 'cosine':
+      then = optax.cosine_decay_schedule(peak, later)
+    elif self.warmup:
+      then = optax.constant_schedule(peak)
+    else:
+      return peak
+    rise = optax.linear_schedule(
+      peak / (self.warmup + 1), peak, max(self.warmup, 1)
+    )
+    return optax.join_schedules([rise, then], [self.warmup])
+
+  def make(self, steps: int) -> optax.GradientTransformation:
+    """Makes the optimiser of a run; see `rate`."""
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip),
+      optax.adamw(
+        self.rate(steps), b1=0.9, b2=0.95, weight_decay=self.weight_decay
+      )
+      if self.weight_decay
+      else optax.adam(self.rate(steps), b1=0.9, b2=0.95),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +119,7 @@ class Settings(precision.Precision):
     model: folder of Hugging Face or .gguf file; '' for SmolLM2-135M-Instruct,
       in the preset smoke for a small random model.
     steps: number of updates. A finished run continues if they are raised, but
-      not in stages, whose lengths depend on them.
+      not in stages or with a decay, which depend on them.
     chunk: updates between two measurements on held-out rows.
     seeds: of the adapters, of the order of rows and of ALRIGHT's draws.
     rows: how rows become batches.
@@ -135,6 +173,12 @@ def check(settings: Settings) -> None:
     raise harness.SettingsError(
       f'batch_size={size} is no multiple of micro_batches={micro_batches}.'
     )
+  optimiser = settings.optimiser
+  if optimiser.schedule != 'constant' and optimiser.warmup >= settings.steps:
+    raise harness.SettingsError(
+      f'--warmup={optimiser.warmup} leaves none of --steps={settings.steps} '
+      'updates for the decay.'
+    )
   buckets = settings.rows.buckets
   if any(a >= b for a, b in itertools.pairwise(buckets)):
     raise harness.SettingsError(
@@ -168,7 +212,7 @@ def run(
   Returns:
     A `Trained`; `history` has held-out losses as `held_out/NAME`.
   """
-  optimiser = options.settings.optimiser
+  optimiser = options.settings.optimiser.make(plan.steps)
 
   def solver(context):
     key = context.seed_key
@@ -177,8 +221,7 @@ def run(
     )
     return optax.chain(
       methods.oracle(method, losses, plan, key=jax.random.fold_in(key, 2)),
-      optax.clip_by_global_norm(optimiser.clip),
-      optax.adam(optimiser.learning_rate, b1=0.9, b2=0.95),
+      optimiser,
     )
 
   def evaluate(context, params, state):

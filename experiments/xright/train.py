@@ -55,6 +55,12 @@ class Settings(runs.Settings):
   files: objective_settings.Files = _FILES
   losses: objective_settings.Losses = _LOSSES
 
+  @property
+  def has_fixed_length(self) -> bool:
+    """Whether updates depend on the number of updates."""
+    decays = self.optimiser.schedule != 'constant'
+    return decays or self.method in methods.STAGES
+
 
 PRESETS = {
   'quick': Settings(),
@@ -220,13 +226,13 @@ def main(options: harness.Options) -> harness.Report:
     settings.method,
     settings.plan(settings.mixing_ratio, settings.losses.parsed_optima()),
     name=settings.method,
-    # A run may resume on another mesh. With more steps, stages have other
-    # lengths: that is another run.
+    # A run may resume on another mesh. With more steps, stages and decays have
+    # other lengths: that is another run.
     identity=harness.run_settings(
       dataclasses.replace(settings, adapters=adapters),
       *('files.output', 'mesh'),
       'dtype',  # The weights themselves are compared.
-      *(() if settings.method in methods.STAGES else ('steps',)),
+      *(() if settings.has_fixed_length else ('steps',)),
     ),
     layout=layout,
   )

@@ -12,6 +12,7 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ from experiments.lm import (
   tuning,
   weights,
 )
-from experiments.xright import methods, train
+from experiments.xright import methods, runs, train
 from experiments.xright import problem as problem_lib
 from tests.experiments.changes import change
 from tests.experiments.lm import decoder_test
@@ -598,3 +599,42 @@ def test_the_identity_of_stages_has_their_steps(monkeypatch):
     with pytest.raises(ZeroDivisionError):
       train.main(options)
     assert ('steps' in recorded) == kept
+
+
+@pytest.mark.parametrize(
+  ('fields', 'rates'),
+  [
+    ({}, [1, 1, 1, 1, 1, 1]),
+    ({'warmup': 2}, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+    ({'schedule': 'linear'}, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    (
+      {'schedule': 'linear', 'warmup': 2},
+      [1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4],
+    ),
+    (
+      {'schedule': 'cosine', 'warmup': 2},
+      [1 / 3, 2 / 3, *((1 + np.cos(np.pi * np.arange(4) / 4)) / 2)],
+    ),
+  ],
+)
+def test_learning_rates_rise_and_decay(fields, rates):
+  """Weight decay alone shows the learning rate: no gradient, no Adam."""
+  rate, decay = 0.01, 0.5
+  optimiser = runs.Optimiser(rate, weight_decay=decay, **fields).make(6)
+  params = jnp.array([2.0])
+  state, sizes = optimiser.init(params), []
+  for _ in range(6):
+    update, state = optimiser.update(jnp.zeros(1), state, params)
+    sizes.append(float(-update[0] / (rate * decay * 2.0)))
+  # float32, and a few roundings of each rate.
+  np.testing.assert_allclose(sizes, rates, rtol=1e-5)
+
+
+def test_a_decay_needs_updates_after_the_warm_up():
+  optimiser = runs.Optimiser(schedule='cosine', warmup=200)
+  with pytest.raises(harness.SettingsError, match='leaves none of --steps=200'):
+    train.check(train.Settings(optimiser=optimiser))
+  assert train.Settings(
+    optimiser=runs.Optimiser(schedule='linear')
+  ).has_fixed_length
+  assert not train.Settings(optimiser=runs.Optimiser(warmup=9)).has_fixed_length
