@@ -73,10 +73,11 @@ def _from_archive(path, folder, wanted):
     tarfile.open(fileobj=file, mode='r|') as archive,
   ):
     for member in archive:
+      where = f'{path}, {reading.shorten(member.name)}'
+      reading.check_growth(where, size, member.offset_data + member.size)
       inside = pathlib.PurePosixPath(member.name).parts
       if not member.isfile() or folder not in inside:
         continue
-      where = f'{path}, {reading.shorten(member.name)}'
       below = '/'.join(inside[inside.index(folder) + 1 :])
       if not wanted(below):
         continue
@@ -88,7 +89,6 @@ def _from_archive(path, folder, wanted):
           f'{path} has more than {MAX_BYTES:,} bytes of files, the limit: '
           'unpack it.'
         )
-      reading.check_growth(where, size, total)
       content = archive.extractfile(member)
       contents[below] = content.read() if content else b''
     while file.read(2**20):

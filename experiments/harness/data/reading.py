@@ -313,9 +313,17 @@ def parse_number(
 def read_small(path: files.Path, what: str, most: int = 2**24) -> bytes:
   """Reads a whole file of a limited size; see `opened`."""
   with opened(path, what) as file:
-    content = file.read(most + 1)
+    content = _read_upto(file, most + 1)
   if len(content) > most:
     raise damaged(path, f'a {what} has at most {most:,} bytes', AGAIN)
+  return bytes(content)
+
+
+def _read_upto(file: IO[bytes], count: int) -> bytearray:
+  """Reads at most so many bytes; memory grows with the content."""
+  content = bytearray()
+  while piece := file.read(min(count - len(content), 2**20)):
+    content += piece
   return content
 
 
@@ -337,13 +345,7 @@ def read_bytes(path: files.Path, file: IO[bytes], count: int) -> np.ndarray:
     raise damaged(
       path, f'it announces {count:,} bytes; at most {MOST_BYTES:,} are read'
     )
-  # Grows with the content, not with what the header announces.
-  content = bytearray()
-  while len(content) <= count:
-    piece = file.read(min(count - len(content) + 1, 2**20))
-    if not piece:
-      break
-    content += piece
+  content = _read_upto(file, count + 1)
   if len(content) != count:
     has = 'more' if len(content) > count else f'{len(content):,}'
     raise errors.DamagedDataError(

@@ -27,8 +27,8 @@ def _rows(*lines):
 
 
 def _wide(last):
-  """A header and two lines of 20,000 columns, of which the last is given."""
-  count = 20_000
+  """A header and two lines of 100,000 columns, of which the last is given."""
+  count = 100_000
   header = ','.join(f'column_{i}' for i in range(count))
   line = ','.join(['1'] * (count - 1))
   return f'{header}\n{line},1\n{line},{last}\n'
@@ -67,8 +67,8 @@ CSV = {
   'JSON': case.JSON,
   'picture': (case.PNG, 'line 1'),
   'spreadsheet': case.ZIP + b'\xff',
-  '20,000 columns': (lambda: _wide('x'), 'line 3, column column_19999'),
-  '20,000 columns, a short line': (lambda: _wide('')[:-2], 'line 3'),
+  '100,000 columns': (lambda: _wide('x'), 'line 3, column column_99999'),
+  '100,000 columns, a short line': (lambda: _wide('')[:-2], 'line 3'),
   'line of 17 MB': (lambda: '1' * (17 * 2**20), 'line 1'),
   **case.IRREGULAR,
 }

@@ -109,7 +109,7 @@ INFOS = {
   'rate 1e308': _info('frameRate', '1e308'),
   'rate 1e-308': _info('frameRate', '1e-308'),
   'rate inf': _info('frameRate', 'inf'),
-  'name of 1 MB': _info('name', 'a' * 2**20),
+  'name of 1 MB': _info('name', 'a' * 2**20)[0],
   'no section': 'seqLength=9\n',
   'another section': SEQUENCE.replace('Sequence', 'Other'),
   'section twice': SEQUENCE + SEQUENCE,
