@@ -186,5 +186,5 @@ def read(
     )
   table = harness.read_table(path, targets=targets, header=header)
   if len(table.inputs) < 5:
-    raise harness.DamagedDataError(f'{path} has fewer than 5 rows.')
+    raise harness.DamagedDataError(f'{path} has fewer than 5 rows: give more.')
   return _regressions(table.inputs, table.targets), table.source

@@ -32,6 +32,7 @@ MOST_GROWTH, LEAST_LIMIT = 100, 2**22
 LARGEST = float(np.finfo(np.float32).max)
 # What to do about a file of others, and about one line of it.
 AGAIN, CORRECT = 'get it again', 'correct the line'
+_PUT = 'put the file itself into the folder, and give its path there'
 # Errors that the standard library raises on damaged files.
 _DAMAGE = (OSError, EOFError, MemoryError, csv.Error, zlib.error)
 _KINDS = {
@@ -119,8 +120,6 @@ def check_inside(
   """
   path = pathlib.Path(path)
   where = path if where is None else where
-  remedy = 'put the file into the folder'
-  remedy += ' instead of the link' if path.is_symlink() else ', and correct it'
   try:
     inside = pathlib.Path(os.path.realpath(path)).is_relative_to(
       os.path.realpath(folder)
@@ -135,7 +134,7 @@ def check_inside(
       where, f'{name} is no path ({reason})', 'correct the path'
     ) from error
   if not inside:
-    raise damaged(where, f'{shorten(path.name)} is outside of {folder}', remedy)
+    raise damaged(where, f'{shorten(path.name)} is outside of {folder}', _PUT)
   return path
 
 
