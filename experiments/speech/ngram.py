@@ -145,8 +145,8 @@ def _parse_entry(line, length, where, lower):
   if not length + 1 <= len(parts) <= length + 2:
     raise reading.damaged(
       where,
-      f'{len(parts)} parts; an entry of {length} words has a log-probability, '
-      'the words, and optionally a back-off weight',
+      f'it has {len(parts)} parts; an entry of {length} words has a '
+      'log-probability, the words, and optionally a back-off weight',
       reading.CORRECT,
     )
   words = tuple(parts[1 : length + 1])

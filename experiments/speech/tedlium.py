@@ -157,8 +157,8 @@ def _parse_segment(path, number, line):
   if len(words) < 5:
     raise reading.damaged(
       where,
-      f'{len(words)} words; a segment has at least 5: talk, channel, speaker, '
-      'start, stop',
+      f'it has {len(words)} words; a segment has at least 5: talk, channel, '
+      'speaker, start, stop',
       reading.CORRECT,
     )
   talk, _, speaker = words[:3]

@@ -174,8 +174,8 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     if len(cells) < 7:
       raise reading.damaged(
         where,
-        f'{len(cells)} numbers; a box has at least 7: frame, identity, left, '
-        'top, width, height, confidence',
+        f'it has {len(cells)} numbers; a box has at least 7: frame, identity, '
+        'left, top, width, height, confidence',
         reading.CORRECT,
       )
     has_class = len(cells) in (8, 9)  # 2D MOT 2015 has ten cells.

@@ -106,7 +106,7 @@ def find(
 
   Raises:
     MissingDataError: if there is no match.
-    DamagedDataError: if the only match is a pipe, a device or a folder.
+    DamagedDataError: if the only match is a pipe or a device.
   """
   irregular = None
   for folder in folders if data_dir is not None else ():
@@ -115,7 +115,7 @@ def find(
       with contextlib.suppress(OSError, ValueError):
         if path.is_dir() if is_folder else path.is_file():
           return path
-        if path.exists() and not is_folder:
+        if path.exists() and not (is_folder or path.is_dir()):
           irregular = irregular or path
   if irregular is not None:
     reading.check_regular(irregular)

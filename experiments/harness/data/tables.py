@@ -67,7 +67,7 @@ def read_table(
   if _is_libsvm(path):
     labels, inputs, lines = read_libsvm(path)
     if not labels.size:
-      raise reading.damaged(path, 'no samples', _MORE)
+      raise reading.damaged(path, 'it has no samples', _MORE)
     numbers = np.concatenate([labels[:, None], inputs], axis=1)
     names = (LABEL, *map(str, range(1, numbers.shape[1])))
     targets = tuple(targets) or names[:1]
@@ -228,7 +228,7 @@ def _column_names(path, header):
   )
   if len(set(names)) < len(names):
     raise reading.damaged(
-      f'{path}, line 1', 'two columns have the same name', reading.CORRECT
+      f'{path}, line 1', 'two columns of the same name', reading.CORRECT
     )
   return names, header
 
@@ -319,7 +319,7 @@ def _signs(path, column, values, lines):
   if len(classes) < 2:
     raise reading.damaged(
       path,
-      f'no samples of two classes in column {reading.shorten(column)}',
+      f'it has no samples of two classes in column {reading.shorten(column)}',
       'choose another column, or get the file again',
     )
   return 2.0 * where - 1
