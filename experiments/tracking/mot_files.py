@@ -180,7 +180,7 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
       )
     has_class = len(cells) in (8, 9)  # 2D MOT 2015 has ten cells.
     number = functools.partial(reading.parse_number, where=where)
-    integer = functools.partial(number, high=2**31 - 1, whole=True)
+    integer = functools.partial(number, high=2**31 - 1, integer=True)
     # Boxes that are not finite are left out.
     size = functools.partial(
       number, low=-_MAX_PIXELS, high=_MAX_PIXELS, infinite=True
@@ -335,8 +335,8 @@ def read_info(folder: files.Path, *boxes: Boxes) -> Info:
   if length - last > _MAX_EMPTY:
     raise reading.damaged(
       where,
-      f'{length:,} frames, of which more than {_MAX_EMPTY:,} after the last '
-      'box have no box',
+      f'{length:,} frames, but the last box is in frame {last:,}: more than '
+      f'{_MAX_EMPTY:,} have none',
       _MEND,
     )
   assumed = tuple(name for name in inferred if name.lower() not in content)

@@ -268,7 +268,7 @@ def parse_number(
   low: float = -LARGEST,
   high: float = LARGEST,
   *,
-  whole: bool = False,
+  integer: bool = False,
   infinite: bool = False,
   remedy: str = CORRECT,
 ) -> float:
@@ -280,7 +280,7 @@ def parse_number(
     what: its name, for the message.
     low: the smallest allowed number.
     high: the largest allowed number.
-    whole: whether it has to be a whole number.
+    integer: whether it has to be a whole number.
     infinite: whether infinities and NaN are also allowed.
     remedy: see `damaged`.
 
@@ -298,28 +298,28 @@ def parse_number(
     ) from None
   if infinite and not math.isfinite(number):
     return number
-  if not low <= number <= high or (whole and number != int(number)):
-    kind = 'whole number' if whole else 'number'
+  if not low <= number <= high or (integer and number != int(number)):
+    kind = 'whole number' if integer else 'number'
     raise damaged(
       where,
       f'the {what} must be a {kind} of at least {low:,} and at most {high:,}, '
       f'got {shorten(text)}',
       remedy,
     )
-  return int(number) if whole else number
+  return int(number) if integer else number
 
 
-def read_small(path: files.Path, what: str, most: int = 2**24) -> bytes:
+def read_small(path: files.Path, what: str, limit: int = 2**24) -> bytes:
   """Reads a whole file of a limited size; see `opened`."""
   with opened(path, what) as file:
-    content = _read_upto(file, most + 1)
-  if len(content) > most:
-    raise damaged(path, f'a {what} has at most {most:,} bytes', AGAIN)
+    content = _read_upto(file, limit + 1)
+  if len(content) > limit:
+    raise damaged(path, f'a {what} has at most {limit:,} bytes', AGAIN)
   return bytes(content)
 
 
 def _read_upto(file: IO[bytes], count: int) -> bytearray:
-  """Reads at most so many bytes; memory grows with the content."""
+  """Reads at most `count` bytes; memory grows with the content."""
   content = bytearray()
   while piece := file.read(min(count - len(content), 2**20)):
     content += piece

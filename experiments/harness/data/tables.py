@@ -123,18 +123,15 @@ def _number(word: str) -> float:
 
 def _check_size(path, numbers, entries):
   """Checks the numbers of a table, and that not nearly all of them are 0."""
-  if numbers > reading.MOST_NUMBERS:
-    most = reading.MOST_NUMBERS
-  elif numbers > max(_ANY_SIZE, _MOST_SPARSE * entries):
-    most = max(_ANY_SIZE, _MOST_SPARSE * entries)
-  else:
-    return
-  raise reading.damaged(
-    path,
-    f'it makes a table of {numbers:,} numbers from {entries:,} entries; at '
-    f'most {most:,} are read',
-    'correct the largest index, or give fewer columns',
-  )
+  limit = max(_ANY_SIZE, _MOST_SPARSE * entries)
+  limit = min(limit, reading.MOST_NUMBERS)
+  if numbers > limit:
+    raise reading.damaged(
+      path,
+      f'it makes a table of {numbers:,} numbers from {entries:,} entries; at '
+      f'most {limit:,} are read',
+      'correct the largest index, or give fewer columns',
+    )
 
 
 def read_libsvm(
