@@ -162,7 +162,7 @@ def npy(array=None, *, header=None, version=1, content=b''):
   """A member of an archive, of an array or of any header."""
   if header is None:
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.asarray(array), allow_pickle=True)
+    np.save(file, np.asarray(array))
     return file.getvalue()
   size = '<H' if version == 1 else '<I'
   text = header.encode()
@@ -223,11 +223,14 @@ TRACKERS = {
   'no noise': (lambda: _tracker_with('noise', None), 'noise'),
   'no weights': (lambda: _tracker_with(KEY, None), 'embed'),
   'fewer rules': (lambda: _tracker_with('rules', npy(np.ones(2))), 'rules'),
-  'objects': (lambda: _tracker_with(KEY, npy(np.array([{}]))), KEY),
+  'objects': (
+    _embed(header=_described((1,), '|O'), content=b'\x80\x04]\x94}\x94a.'),
+    KEY,
+  ),
   'objects announced': (_embed(header=_described((3,), '|O')), KEY),
   'texts': (lambda: _tracker_with('noise', npy(np.array(['a']))), 'noise'),
   'structured': (
-    lambda: _tracker_with(KEY, npy(np.zeros(3, [('a', 'f4'), ('b', 'O')]))),
+    lambda: _tracker_with(KEY, npy(np.zeros(3, [('a', 'f4'), ('b', 'f4')]))),
     KEY,
   ),
   'nan': (lambda: _tracker_with(KEY, npy(np.full((99, 4), np.nan))), KEY),
