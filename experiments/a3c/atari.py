@@ -59,7 +59,7 @@ class Settings:
   env: str = 'Seaquest'
   workers: int = 16
   rollout: int = 20
-  frames: int = 50_000
+  frames: Annotated[int, harness.Allowed(high=2**31 - 1)] = 50_000
   rate: float = 1.5e-4
   losses: workers_lib.Losses = dataclasses.field(
     default_factory=workers_lib.Losses

@@ -23,6 +23,7 @@ another one.
 import dataclasses
 import pathlib
 import zlib
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class Settings:
   workers: int = 16
   environments: int = 8
   rollout: int = 20
-  frames: int = 3_000_000
+  frames: Annotated[int, harness.Allowed(high=2**31 - 1)] = 3_000_000
   records: int = 30
   actor_rate: float = 1e-3
   critic_rate: float = 3e-3

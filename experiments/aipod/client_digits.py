@@ -11,6 +11,8 @@ import numpy as np
 from experiments import harness, vision
 
 CLASSES = 10
+# Fewest digits of a client.
+_FEWEST = 5
 # Of MNIST's pixels in [0, 1].
 MEAN, DEVIATION = 0.1307, 0.3081
 
@@ -112,12 +114,14 @@ def load_digits(
   parts, source = vision.load_digits(data_dir, sizes, seed=rng, own_test=True)
   images, labels = parts['clients']
   used = imbalance(labels, split.ratio)
-  rows = used[split_by_label(labels[used], split.clients, split.shards, rng)]
-  if rows.shape[1] < 5:
+  size = len(used) // (split.clients * split.shards) * split.shards
+  if size < _FEWEST:
     raise harness.SettingsError(
-      f'{len(used):,} digits are too few for {split.clients} clients: take '
-      'fewer clients, or more digits with --data_dir.'
+      f'{len(used):,} digits are too few for {split.clients:,} clients of '
+      f'{split.shards:,} shards: take fewer clients or shards, or more digits '
+      'with --data_dir.'
     )
+  rows = used[split_by_label(labels[used], split.clients, split.shards, rng)]
   # Shuffles, so that training and validation digits share their classes.
   rows = rng.permuted(rows, axis=1)
   cut = round(0.8 * rows.shape[1])

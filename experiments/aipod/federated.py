@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from experiments import harness
+from experiments import harness, vision
 from experiments.aipod import client_digits, federated_compare, federated_run
 from experiments.harness.study import comparison
 
@@ -173,6 +173,11 @@ def check(settings: Settings) -> None:
     (not 0 <= part <= count, f'taking_part must be from 0 to {count} clients'),
     (devices > 1 and part, 'taking_part must be 0 on several devices'),
     (count % devices, f'{devices} devices do not divide {count} clients'),
+    (
+      vision.SIDE % settings.digits.pooling,
+      f'pooling={settings.digits.pooling} must divide {vision.SIDE}, the side '
+      'of an image',
+    ),
   ):
     if invalid:
       raise harness.SettingsError(f'{message}.')

@@ -53,14 +53,9 @@ from experiments.harness.app.settings import (
   replaced,
   run_settings,
 )
-from experiments.harness.data.arrays import read_mat
-from experiments.harness.data.sources import (
-  Source,
-  check_finite,
-  find,
-  identify_source,
-  parsing,
-)
+from experiments.harness.data.arrays import read_mat, read_npz
+from experiments.harness.data.reading import check_finite, parsing
+from experiments.harness.data.sources import Source, find, identify_source
 from experiments.harness.data.tables import Table, read_csv, read_table
 from experiments.harness.store.checkpoints import Checkpoints, Restored
 from experiments.harness.store.leaves import as_numpy

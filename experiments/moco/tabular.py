@@ -287,14 +287,18 @@ def main(options: harness.Options) -> harness.Report:
     for name in settings.datasets
     if options.data_dir or name not in PUBLISHED
   ]
-  sources, compared = [], []
+  compared = []
   ratios: dict[str, list[harness.Interval]] = {}
-  for path in names or ['made_up']:
-    data, source = tabular_data.read(
+  # Reads all data first: a missing file is an error before any training.
+  read = [
+    tabular_data.read(
       path, options.data_dir, targets=settings.targets, header=settings.header
     )
+    for path in names or ['made_up']
+  ]
+  sources = [source for _, source in read]
+  for path, (data, source) in zip(names or ['made_up'], read):
     print(f'Data: {source.words}.', flush=True)
-    sources.append(source)
     name = pathlib.Path(path).name
     make = PROBLEMS.get(name, regression_problem)
     problem = make(name, data, settings)

@@ -60,9 +60,9 @@ def read_sarcos(data_dir: str | None) -> tuple[Parts, harness.Source]:
   path = _find(data_dir, 'sarcos_inv_test.mat')
   (table,) = harness.read_mat(path, 'sarcos_inv_test')
   with harness.parsing(path, 'table of SARCOS'):
-    table = harness.check_finite(path, table.astype(np.float64))
     if table.ndim != 2 or table.shape[1] != 21 + TORQUES or len(table) < 5:
       raise ValueError(f'its shape is {table.shape}')
+    table = harness.check_finite(path, table.astype(np.float64))
   words = f'{path.name}, {len(table):,} rows, split again'
   source = harness.identify_source(words, (table,), otherwise='unknown torques')
   return _regressions(table[:, :-TORQUES], table[:, -TORQUES:]), source
@@ -115,8 +115,12 @@ def read_school(data_dir: str | None) -> tuple[Parts, harness.Source]:
       for table in tables
     )
     scores = [y.ravel() for y in scores]
+    if not inputs or len(inputs) != len(scores):
+      raise ValueError(f'{len(inputs)} schools, {len(scores)} lists of scores')
     if any(len(y) != len(x) or len(y) < 5 for x, y in zip(inputs, scores)):
       raise ValueError('a school has fewer than 5 pupils or missing scores')
+    if any(x.ndim != 2 for x in inputs):
+      raise ValueError('the features of a school are no table')
     together = np.concatenate(inputs), np.concatenate(scores)
   parts = [shuffled_parts(len(y), seed=i) for i, y in enumerate(scores)]
   train = np.concatenate([x[p[0]] for x, p in zip(inputs, parts)])
@@ -182,5 +186,5 @@ def read(
     )
   table = harness.read_table(path, targets=targets, header=header)
   if len(table.inputs) < 5:
-    raise harness.DamagedDataError(f'{path} has fewer than 5 rows.')
+    raise harness.DamagedDataError(f'{path} has fewer than 5 rows: give more.')
   return _regressions(table.inputs, table.targets), table.source

@@ -3,7 +3,6 @@
 import io
 import json
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -91,21 +90,22 @@ def load(path: files.Path) -> Policy:
       f'there is no policy in {path}: train one first.'
     )
   try:
-    with np.load(path) as arrays:
-      about = json.loads(str(arrays['about']))
-      names = sorted(set(arrays.files) - {'about'})
-      leaves = [arrays[name] for name in names]
+    arrays = harness.read_npz(path, 'policy')
+    about = json.loads(str(arrays.pop('about')))
+    leaves = [arrays[name] for name in sorted(arrays)]
     env = about.pop('env')
     agent = networks.agent(*_spaces(env))
     like = jax.eval_shape(agent.init, jax.random.key(0)).actor
     shapes = [x.shape for x in jax.tree.leaves(like)]
     if shapes != [x.shape for x in leaves]:
       raise ValueError(f'no weights for {env}')
-  except harness.SettingsError:
+  except harness.UserError:
     raise
-  except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise harness.DamagedDataError(f'{path} has no policy: {reason}') from error
+    raise harness.DamagedDataError(
+      f'{path} has no policy: {reason}: train it again.'
+    ) from error
   return Policy(
     env, jax.tree.unflatten(jax.tree.structure(like), leaves), about
   )

@@ -7,13 +7,12 @@ transcripts in `etc/` define the training set (948 utterances of 74 speakers)
 and the test set (130 utterances of ten other speakers).
 """
 
-import pathlib
 import re
 
 import numpy as np
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.speech import archive, audio, utterances
 
@@ -23,7 +22,7 @@ ADVICE = (
   'get the AN4 database of features, a folder an4 with etc and feat or its '
   'archive an4_mfcc.tar.gz, from http://www.speech.cs.cmu.edu/databases/an4'
 )
-_LINE = re.compile(r'^(.*?)\s*\(([^()\s]+)\)\s*$')
+_MOST_BYTES = 2**28
 _MARKS = re.compile(r'</?s>|<sil>|\+\+\w+\+\+', re.IGNORECASE)
 
 
@@ -57,6 +56,10 @@ def read(
   skips = utterances.Skips()
   train = _read_part(path, contents, 'train', skips)
   test = _read_part(path, contents, 'test', skips)
+  if not train:
+    raise reading.damaged(
+      f'{path}, etc/an4_train.fileids', 'no utterance with features is listed'
+    )
   names = sorted({u.speaker for u in train})
   if not 0 < validation_speakers < len(names):
     raise harness.SettingsError(
@@ -91,8 +94,10 @@ def _is_read(name):
 def _lines(path, contents, name):
   if name not in contents:
     raise harness.MissingDataError(f'{name} is missing in {path}: {ADVICE}.')
-  with sources.parsing(f'{path}, {name}', 'text in UTF-8'):
-    return contents[name].decode('utf-8').splitlines()
+  return [
+    reading.decode(line, f'{path}, {name}, line {number}', first=number == 1)
+    for number, line in enumerate(contents[name].split(b'\n'), 1)
+  ]
 
 
 def _read_part(path, contents, part, skips):
@@ -101,13 +106,20 @@ def _read_part(path, contents, part, skips):
   for number, line in enumerate(_lines(path, contents, name), 1):
     if not line.strip():
       continue
-    match = _LINE.match(line)
-    if match is None:
-      raise harness.DamagedDataError(
-        f'{path}, {name}, line {number}: a transcript has to end with the '
-        f'name of its utterance in brackets, got {line.strip()[-40:]!r}.'
+    text, bracket, utterance = line.strip().removesuffix(')').rpartition('(')
+    if not bracket or not line.strip().endswith(')') or not utterance.strip():
+      raise reading.damaged(
+        f'{path}, {name}, line {number}',
+        'a transcript has to end with the name of its utterance in brackets, '
+        f'got {line.strip()[-40:]!r}',
+        reading.CORRECT,
       )
-    text, utterance = match.groups()
+    if utterance in texts:
+      raise reading.damaged(
+        f'{path}, {name}, line {number}',
+        f'{reading.shorten(utterance)} has a second text',
+        'remove one of them',
+      )
     texts[utterance] = ' '.join(_MARKS.sub(' ', text).lower().split())
   utterances_read = []
   for line in _lines(path, contents, f'etc/an4_{part}.fileids'):
@@ -150,11 +162,9 @@ def read_features(path: files.Path) -> np.ndarray:
     AudioError: if the file is missing or invalid.
   """
   try:
-    content = pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise audio.AudioError(
-      f'{path} cannot be read ({error.strerror}).', 'no such file'
-    ) from error
+    content = reading.read_small(path, 'file of features', _MOST_BYTES)
+  except harness.UserError as error:
+    raise audio.AudioError(str(error), 'no such file') from error
   _count_frames(content, str(path))
   return _load(content, str(path))[0]
 

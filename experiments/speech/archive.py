@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading, sources
 from experiments.harness.store import files
 
 # Largest total size of the files that are read from an archive, bytes.
@@ -46,33 +46,43 @@ def read(
       if path.is_dir():
         return path, _from_folder(path, wanted)
   path = sources.find(data_dir, names, folders=folders, advice=advice)
-  with sources.parsing(path, 'gzipped tar archive'):
+  with reading.parsing(path, 'gzipped tar archive'):
     return path, _from_archive(path, folder, wanted)
 
 
 def _from_folder(path, wanted):
-  contents = {}
+  contents, left = {}, MAX_BYTES
   for place, inner, names in os.walk(path):
     inner.sort()
     for name in sorted(names):
       file = pathlib.Path(place) / name
       below = file.relative_to(path).as_posix()
       if wanted(below):
-        with sources.parsing(file, 'file that can be read', (OSError,)):
-          contents[below] = file.read_bytes()
+        reading.check_inside(file, path)
+        contents[below] = reading.read_small(file, 'data set', left)
+        left -= len(contents[below])
   return contents
 
 
 def _from_archive(path, folder, wanted):
   contents, total = {}, 0
-  with tarfile.open(path, 'r:gz') as archive:
+  size = reading.check_regular(path)
+  # As a stream, since seeking in a compressed file would decompress it again.
+  with (
+    reading.opened(path, 'gzipped tar archive') as file,
+    tarfile.open(fileobj=file, mode='r|') as archive,
+  ):
     for member in archive:
+      where = f'{path}, {reading.shorten(member.name)}'
+      reading.check_growth(where, size, member.offset_data + member.size)
       inside = pathlib.PurePosixPath(member.name).parts
       if not member.isfile() or folder not in inside:
         continue
       below = '/'.join(inside[inside.index(folder) + 1 :])
       if not wanted(below):
         continue
+      if member.issparse() or member.size < 0:
+        raise reading.damaged(where, 'its size is not that of its content')
       total += member.size
       if total > MAX_BYTES:
         raise harness.DamagedDataError(
@@ -81,4 +91,6 @@ def _from_archive(path, folder, wanted):
         )
       content = archive.extractfile(member)
       contents[below] = content.read() if content else b''
+    while file.read(2**20):
+      pass  # The checksum is at the end.
   return contents

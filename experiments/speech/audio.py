@@ -18,14 +18,22 @@ import numpy as np
 import scipy.signal
 
 from experiments import harness
+from experiments.harness.data import reading
 
 # Seconds by which a part may exceed the end of its file: transcripts have
 # rounded times.
 TOLERANCE = 0.5
 # Largest number of samples of a part, over all channels, and plausible sampling
 # rates in hertz: damaged headers announce impossible values.
-MAX_SAMPLES = 2**28
+MAX_SAMPLES = 2**26
 _RATES = (1_000, 1_000_000)
+# Largest factor by which a rate is multiplied or divided to change it: the
+# filter has 20 times as many numbers.
+_MOST_RATIO = 100_000
+# Largest absolute value of a sample: that of integers of 32 bits.
+_LOUDEST = 2**31
+# Frames that are read at once.
+_BLOCK = 2**18
 # Samples (two frames) by which MP3 may be shorter than announced.
 _MP3_FRAMES = 2 * 1152
 # Bytes of the header.
@@ -130,14 +138,18 @@ def probe(
       raise AudioError(
         f'{name} is a folder: name the files in it.', 'no such file'
       )
-    if not file.is_file():
+    try:
+      reading.check_regular(file)
+    except harness.MissingDataError:
       raise AudioError(
         f'{name} does not exist: correct its name or the list that names it.',
         'no such file',
-      )
+      ) from None
+    except harness.DamagedDataError as error:
+      raise AudioError(str(error), 'no such file') from error
   soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
   _check_header(file, name)
-  with _reading(soundfile, name):
+  with _decoding(soundfile, name):
     info = soundfile.info(_stream(file))
   to = info.samplerate if rate is None else rate
   first = round(start * info.samplerate)
@@ -159,8 +171,9 @@ def probe(
   part = Part(file, name, first, count, info.samplerate, to)
   limit = MAX_SAMPLES if max_samples is None else max_samples
   if (
-    max(count * info.channels, part.length) > limit
-    or not _RATES[0] <= info.samplerate <= _RATES[1]
+    not _RATES[0] <= info.samplerate <= _RATES[1]
+    or max(_ratio(part)) > _MOST_RATIO
+    or max(count * info.channels, part.length) > limit
   ):
     raise AudioError(
       f'{name} announces {count:,} samples of {info.channels} channels at '
@@ -190,14 +203,8 @@ def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
     AudioError: if the file is damaged or truncated, or a sample is not finite.
   """
   soundfile = harness.load_extra('soundfile', 'asr', 'reading audio')
-  with _reading(soundfile, part.name):
-    samples, _ = soundfile.read(
-      _stream(part.file),
-      frames=part.samples,
-      start=part.first,
-      dtype='float32',
-      always_2d=True,
-    )
+  with _decoding(soundfile, part.name):
+    samples = _read_blocks(soundfile, part)
     if len(samples) < part.samples:
       # MP3 files without a count in the header have an estimated length.
       missing = part.samples - len(samples)
@@ -209,10 +216,13 @@ def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
     raise _truncated(
       part.name, f'{part.samples:,} samples', f'{len(samples):,}'
     )
-  if not np.isfinite(samples).all():
-    place = part.first + int(np.argmin(np.isfinite(samples).all(axis=1)))
+  is_sound = np.abs(samples) <= _LOUDEST
+  if not is_sound.all():
+    place = int(np.argmin(is_sound.all(axis=1)))
+    loud = np.isfinite(samples[place]).all()
     raise AudioError(
-      f'{part.name}, sample {place + 1}, is not finite: make the file again '
+      f'{part.name}, sample {part.first + place + 1}, is '
+      f'{f"above {_LOUDEST:,}" if loud else "not finite"}: make the file again '
       'from its original.',
       'non-finite samples',
     )
@@ -221,6 +231,20 @@ def read(part: Part, notice: Callable[[str], None] = _warn) -> np.ndarray:
   if up == down:
     return mono
   return scipy.signal.resample_poly(mono, up, down).astype(np.float32)
+
+
+def _read_blocks(soundfile, part):
+  """Reads blocks, so that memory grows by content and not by the header."""
+  blocks, left = [], part.samples
+  with soundfile.SoundFile(_stream(part.file)) as file:
+    file.seek(part.first)
+    while left:
+      block = file.read(min(left, _BLOCK), dtype='float32', always_2d=True)
+      blocks.append(block)
+      left -= len(block)
+      if not len(block):
+        break
+  return np.concatenate(blocks)
 
 
 def _mono(samples, name, notice):
@@ -242,7 +266,7 @@ def _mono(samples, name, notice):
   return samples[:, channel].copy()
 
 
-class _reading:
+class _decoding:
   """Turns errors of soundfile into an `AudioError`."""
 
   def __init__(self, soundfile, name):
@@ -282,6 +306,10 @@ def _check_header(file, name):
     raise AudioError(f'{name} is an empty file: get it again.', 'empty audio')
   if head.startswith(b'NIST_1A'):
     _check_sphere(head, size, name)
+  elif head.startswith(b'RF64') and head[12:16] == b'ds64':
+    announced = int.from_bytes(head[20:28], 'little')
+    if size < announced:
+      raise _truncated(name, f'{announced:,} bytes', f'{size:,}')
   elif head.startswith(b'RIFF') and len(head) >= 8:
     announced = int.from_bytes(head[4:8], 'little')
     # Programs that write into a pipe leave an invalid size.
@@ -300,21 +328,28 @@ def _check_sphere(head, size, name):
       'instance with `sph2pipe -p in.sph out.sph`.',
       'compressed SPH',
     )
+  sizes = ('sample_count', 'sample_n_bytes', 'channel_count')
   try:
-    begin = int(head.split(b'\n')[1])
-    announced = begin + math.prod(
-      int(fields[name])
-      for name in ('sample_count', 'sample_n_bytes', 'channel_count')
+    begin, *factors = map(int, (head.split(b'\n')[1], *map(fields.get, sizes)))
+  except TypeError:
+    return  # A size is missing: libsndfile reports the error.
+  except (ValueError, IndexError):
+    begin, factors = 0, [0]
+  if min(begin, *factors) < 1:
+    raise AudioError(
+      f'{name}: a size in its header is no number above 0: get it again, or '
+      'convert it to FLAC.',
+      'damaged audio',
     )
-  except (KeyError, ValueError, IndexError):
-    return  # libsndfile reports the error.
+  announced = begin + math.prod(factors)
   if size < announced:
     raise _truncated(name, f'{announced:,} bytes', f'{size:,}')
 
 
 def _truncated(name, announced, actual):
   return AudioError(
-    f'{name} is truncated: its header announces {announced}, but it has '
+    f'{name} is truncated: its header announces '
+    f'{reading.shorten(announced)}, but it has '
     f'{actual}: get it again, or convert it to FLAC.',
     'cut short',
   )

@@ -8,7 +8,7 @@ import os
 import pathlib
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.speech import audio, utterances
 
@@ -108,22 +108,24 @@ def _utterance(data_dir, name, text, rate):
 def _read_table(data_dir, table, lines, rate, lower, skips):
   path = harness.find(data_dir, [table], advice=ADVICE)
   items = []
-  for number, line in enumerate(sources.read_lines(path, 'file of texts'), 1):
+  for number, line in enumerate(reading.read_lines(path, 'file of texts'), 1):
     line = line.rstrip('\r\n')
     if not line.strip():
       continue
     where = f'{path}, line {number}'
     name, tab, text = line.partition('\t')
     if not tab or not name.strip():
-      raise harness.DamagedDataError(
-        f'{where}: a line has to be a path, a tab, and a text, got '
-        f'{line[:40]!r}.'
+      raise reading.damaged(
+        where,
+        f'a line has to be a path, a tab, and a text, got {line[:40]!r}',
+        reading.CORRECT,
       )
     name = pathlib.PurePath(os.path.normpath(name.strip())).as_posix()
+    reading.check_inside(pathlib.Path(data_dir) / name, data_dir, where)
     if name in lines:
       raise harness.DamagedDataError(
-        f'{where}: {name} already has a text in {lines[name]}: remove one of '
-        'the lines.'
+        f'{where}: {reading.shorten(name)} already has a text in '
+        f'{lines[name]}: remove one of the lines.'
       )
     lines[name] = where
     text = ' '.join(text.split())
@@ -145,6 +147,7 @@ def _read_without_text(data_dir, lines, rate, skips):
       name = path.relative_to(data_dir).as_posix()
       if path.suffix.lower() not in ENDS or name in lines:
         continue
+      reading.check_inside(path, data_dir)
       try:
         items.append(_utterance(data_dir, name, None, rate))
       except audio.AudioError as error:

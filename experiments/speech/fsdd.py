@@ -37,7 +37,7 @@ ADVICE = (
   'get the Free Spoken Digit Dataset, a folder recordings or its archive '
   'fsdd.tar.gz, from https://github.com/Jakobovski/free-spoken-digit-dataset'
 )
-_NAME = re.compile(r'^(\d)_([^_/]+)_(\d+)\.wav$')
+_NAME = re.compile(r'^([0-9])_([^_/]+)_([0-9]{1,9})\.wav$')
 # Recordings below the first index are for the test, then for validation.
 _TEST_END, _VALIDATION_END = 5, 10
 # Samples of a moment whose noise is measured.

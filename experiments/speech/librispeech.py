@@ -8,9 +8,10 @@ A line of a transcript has the name of an utterance and its text.
 
 import os
 import pathlib
+import re
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.speech import audio, utterances
 
@@ -21,6 +22,9 @@ ADVICE = (
   'https://www.openslr.org/12, unpack them, and give the folder that has '
   'LibriSpeech by --data_dir'
 )
+# Name of an utterance, which is that of a file without a folder.
+_NAME = re.compile(r'[^/\s\0-]+(-[^/\s\0-]+){2,}')
+_LONGEST_NAME = 200
 # Number of utterances of each published part.
 SIZES = {
   'train-clean-100': 28_539,
@@ -121,7 +125,8 @@ def _read_part(data_dir, name, rate, skips, text_optional):
     inner.sort()
     texts: dict[str, str] = {}
     for file in sorted(n for n in names if n.endswith('.trans.txt')):
-      _read_texts(pathlib.Path(place) / file, texts)
+      path = reading.check_inside(pathlib.Path(place) / file, folder)
+      _read_texts(path, texts)
     recorded = {n[: -len('.flac')] for n in names if n.endswith('.flac')}
     for utterance in sorted(recorded | set(texts)):
       text = texts.get(utterance)
@@ -129,6 +134,7 @@ def _read_part(data_dir, name, rate, skips, text_optional):
         skips.add('no transcript', utterance)
         continue
       path = pathlib.Path(place) / f'{utterance}.flac'
+      reading.check_inside(path, folder)
       try:
         items.append(
           utterances.from_audio(
@@ -141,17 +147,20 @@ def _read_part(data_dir, name, rate, skips, text_optional):
 
 
 def _read_texts(path, texts):
-  for number, line in enumerate(sources.read_lines(path, 'transcript'), 1):
+  for number, line in enumerate(reading.read_lines(path, 'transcript'), 1):
     if not line.strip():
       continue
     name, _, text = line.strip().partition(' ')
-    if name.count('-') < 2:
-      raise harness.DamagedDataError(
-        f'{path}, line {number}: a line has to start with the name of an '
-        f'utterance, speaker-chapter-number, got {name[:40]!r}.'
+    where = f'{path}, line {number}'
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+      raise reading.damaged(
+        where,
+        'a line has to start with the name of an utterance, '
+        f'speaker-chapter-number, got {name[:40]!r}',
+        reading.CORRECT,
       )
     if name in texts:
-      raise harness.DamagedDataError(
-        f'{path}, line {number}: {name} has a second text: remove one of them.'
+      raise reading.damaged(
+        where, f'{name} has a second text', 'remove one of them'
       )
     texts[name] = ' '.join(text.lower().split())

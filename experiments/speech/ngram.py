@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple, Protocol
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 
 START, END, UNKNOWN = '<s>', '</s>', '<unk>'
@@ -15,6 +15,8 @@ START, END, UNKNOWN = '<s>', '</s>', '<unk>'
 _UNKNOWN_LOG10 = -10.0
 # Log10 probabilities up to this one stand for probability 0.
 _ZERO_LOG10 = -99.0
+# Log10 probabilities are at most 0, up to rounding.
+_ROUNDING = 1e-3
 
 Token = Hashable
 History = tuple[Token, ...]
@@ -91,7 +93,7 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
   announced: dict[int, int] = {}
   counts: collections.Counter = collections.Counter()
   length, started, ended = 0, False, False
-  for number, line in enumerate(sources.read_lines(path, 'ARPA file'), 1):
+  for number, line in enumerate(reading.read_lines(path, 'ARPA file'), 1):
     line = line.strip()
     where = f'{path}, line {number}'
     if not started:
@@ -101,10 +103,10 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
     elif line == '\\end\\':
       ended = True
     elif line.startswith('\\') and line.endswith('-grams:'):
-      length = _parse_int(line[1:-7], where)
+      length = _parse_int(line[1:-7], where, 1)
     elif not length:
       size, _, entries = line.removeprefix('ngram ').partition('=')
-      announced[_parse_int(size, where)] = _parse_int(entries, where)
+      announced[_parse_int(size, where, 1)] = _parse_int(entries, where, 0)
     else:
       words, values = _parse_entry(line, length, where, lower)
       counts[length] += 1
@@ -114,7 +116,7 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
   if not ended or not announced:
     raise harness.DamagedDataError(
       f'{path} is truncated or not an ARPA file: it has no section from '
-      '\\data\\ to \\end\\.'
+      f'\\data\\ to \\end\\: {reading.AGAIN}.'
     )
   for order, count in announced.items():
     if counts[order] != count:
@@ -125,21 +127,27 @@ def read_arpa(path: files.Path, *, lower: bool = True) -> Arpa:
   return Arpa(max(announced), table)
 
 
-def _parse_int(text, where):
+def _parse_int(text, where, low):
   try:
-    return int(text)
+    number = int(text)
   except ValueError:
-    raise harness.DamagedDataError(
-      f'{where}: {text.strip()!r} is not a whole number.'
-    ) from None
+    number = -1
+  if number < low:
+    text = reading.shorten(text)
+    raise reading.damaged(
+      where, f'{text!r} is not a whole number from {low}', reading.CORRECT
+    )
+  return number
 
 
 def _parse_entry(line, length, where, lower):
   parts = line.split()
   if not length + 1 <= len(parts) <= length + 2:
-    raise harness.DamagedDataError(
-      f'{where} has {len(parts)} parts; an entry of {length} words has a '
-      'log-probability, the words, and optionally a back-off weight.'
+    raise reading.damaged(
+      where,
+      f'it has {len(parts)} parts; an entry of {length} words has a '
+      'log-probability, the words, and optionally a back-off weight',
+      reading.CORRECT,
     )
   words = tuple(parts[1 : length + 1])
   if lower:
@@ -147,10 +155,14 @@ def _parse_entry(line, length, where, lower):
   try:
     log10s = [float(part) for part in (parts[0], *parts[length + 1 :])]
   except ValueError:
-    raise harness.DamagedDataError(
-      f'{where}: expected a number as the logarithm.'
+    raise reading.damaged(
+      where, 'expected a number as the logarithm', reading.CORRECT
     ) from None
-  if not all(math.isfinite(x) for x in log10s):
-    raise harness.DamagedDataError(f'{where} has a non-finite logarithm.')
+  if not all(map(math.isfinite, log10s)) or log10s[0] > _ROUNDING:
+    raise reading.damaged(
+      where,
+      'a logarithm is not finite, or that of a probability above 1',
+      reading.CORRECT,
+    )
   logs = [-math.inf if x <= _ZERO_LOG10 else x * math.log(10) for x in log10s]
   return words, (logs[0], logs[1] if len(logs) > 1 else 0.0)

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import pathlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -307,18 +306,11 @@ def load(path: files.Path) -> Checkpoint:
       f'experiments.bl_just.train`, which writes {NAME} to its workdir '
       'when all methods are done.'
     )
-  damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
-  with harness.parsing(path, 'recogniser', damage):
-    content = io.BytesIO(path.read_bytes())
-    if not zipfile.is_zipfile(content):
-      raise ValueError('it is not an .npz file')
-    content.seek(0)
-    # From bytes: np.load leaves a damaged file open.
-    with np.load(content) as archive:
-      about = json.loads(str(archive['about']))
-      arrays = {
-        name: archive[name] for name in archive.files if name != 'about'
-      }
+  with harness.parsing(path, 'recogniser'):
+    arrays = harness.read_npz(path, 'recogniser')
+    if 'about' not in arrays:
+      raise ValueError('the array about is missing')
+    about = json.loads(str(arrays.pop('about')))
     recogniser = Recogniser(Shape.from_json(about['shape']))
     key = jax.random.key(0)
     like = {

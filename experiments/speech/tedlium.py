@@ -17,7 +17,7 @@ times in seconds. A talk is one audio file; its segments are parts of it.
 import re
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.speech import audio, utterances
 
@@ -33,8 +33,11 @@ ADVICE = (
 )
 # Number of talks of each published part.
 SIZES = {'train': 1_495, 'dev': 8, 'test': 11}
+# Largest time in a talk, eleven days.
+_LAST_SECOND = 10**6
 IGNORED = 'ignore_time_segment_in_scoring'
 _LABEL = re.compile(r'<[^<>\s]*>|\[[^\[\]]*\]|\{[^{}]*\}')
+_CONDITION = re.compile(r'^<[^<>,]*,[^<>]*>')
 _VARIANT = re.compile(r'\(\d+\)')
 _APOSTROPHE = re.compile(r" +(?='\w)")
 
@@ -116,11 +119,14 @@ def _read_part(data_dir, name, rate, skips):
   )
   items, talks, labels = [], set(), 0
   for path in sorted(folder.glob('*.stm')):
-    for number, line in enumerate(sources.read_lines(path, 'transcript'), 1):
+    reading.check_inside(path, folder)
+    for number, line in enumerate(reading.read_lines(path, 'transcript'), 1):
       if not line.strip() or line.startswith(';;'):
         continue
       talk, speaker, start, stop, text = _parse_segment(path, number, line)
       talks.add(talk)
+      sound = folder.parent / 'sph' / f'{talk}.sph'
+      reading.check_inside(sound, folder.parent, f'{path}, line {number}')
       # Kaldi's names, with times in hundredths of a second.
       utterance = f'{talk}-{round(100 * start):07d}-{round(100 * stop):07d}'
       if text.strip().lower() == IGNORED or speaker == 'inter_segment_gap':
@@ -133,7 +139,7 @@ def _read_part(data_dir, name, rate, skips):
             utterance,
             text,
             speaker,
-            folder.parent / 'sph' / f'{talk}.sph',
+            sound,
             rate=rate,
             start=start,
             stop=stop,
@@ -149,25 +155,31 @@ def _parse_segment(path, number, line):
   where = f'{path}, line {number}'
   words = line.split(maxsplit=5)
   if len(words) < 5:
-    raise harness.DamagedDataError(
-      f'{where} has {len(words)} words; a segment has at least 5: talk, '
-      'channel, speaker, start, stop.'
+    raise reading.damaged(
+      where,
+      f'it has {len(words)} words; a segment has at least 5: talk, channel, '
+      'speaker, start, stop',
+      reading.CORRECT,
     )
   talk, _, speaker = words[:3]
   times = []
   for word in words[3:5]:
     try:
-      times.append(float(word))
+      times.append(float(word if '_' not in word else 'nan'))
     except ValueError:
-      raise harness.DamagedDataError(
-        f'{where}: {word!r} is not a time in seconds.'
+      raise reading.damaged(
+        where,
+        f'{reading.shorten(word)!r} is not a time in seconds',
+        reading.CORRECT,
       ) from None
   start, stop = times
-  if not 0 <= start < stop < float('inf'):
-    raise harness.DamagedDataError(
-      f'{where}: a segment needs 0 <= start < stop, got {words[3]} and '
-      f'{words[4]}.'
+  if not 0 <= start < stop <= _LAST_SECOND:
+    raise reading.damaged(
+      where,
+      f'a segment needs 0 <= start < stop <= {_LAST_SECOND:,}, got '
+      f'{reading.shorten(words[3])} and {reading.shorten(words[4])}',
+      reading.CORRECT,
     )
   text = words[5] if len(words) > 5 else ''
   # Removes condition labels, such as <o,f0,male>, before the text.
-  return talk, speaker, start, stop, re.sub(r'^<[^<>]*,[^<>]*>', '', text)
+  return talk, speaker, start, stop, _CONDITION.sub('', text)

@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments import harness
+from experiments.harness.data import reading
 from experiments.harness.store import files
 
 BLANK, UNKNOWN, FIRST = 0, 1, 2
 # Symbol of an unknown unit in a decoded text.
 MARK = '⁇'
 KINDS = ('characters', 'words', 'pieces')
+_MOST_BYTES = 2**26
 # Symbol of a space in sentencepiece.
 _SPACE = '▁'
 
@@ -203,7 +205,7 @@ def load(path: files.Path) -> Units:
   if not path.exists():
     raise harness.MissingDataError(f'the file of units {path} does not exist.')
   with harness.parsing(path, 'file of units'):
-    return parse(path.read_bytes())
+    return parse(reading.read_small(path, 'file of units', _MOST_BYTES))
 
 
 def parse(content: bytes) -> Units:
@@ -213,11 +215,23 @@ def parse(content: bytes) -> Units:
     ValueError: if the content is invalid.
   """
   values = files.unseal(content)
-  if values['kind'] == 'pieces':
-    return Pieces(base64.b64decode(values['model']))
-  if values['kind'] not in KINDS:
-    raise ValueError(f'its units are {values["kind"]}')
-  return Listed(values['kind'], values['known'])
+  kind = values.get('kind')
+  if kind not in KINDS:
+    raise ValueError(f'its kind is {kind!r}, not one of {", ".join(KINDS)}')
+  if kind == 'pieces':
+    model = base64.b64decode(values['model'], validate=True)
+    if not model:
+      raise ValueError('its model is empty')
+    return Pieces(model)
+  known = values.get('known')
+  if not isinstance(known, list) or not all(
+    isinstance(unit, str) and (kind == 'words' or len(unit) == 1)
+    for unit in known
+  ):
+    raise ValueError(f'known is no list of {kind}')
+  if len(set(known)) < len(known):
+    raise ValueError('known has a unit twice')
+  return Listed(kind, known)
 
 
 def load_or_make(

@@ -332,6 +332,7 @@ def check_sets(corpus: Corpus, *, where: Any) -> Corpus:
       reasons = f': skipped {_format_counts(corpus.skipped)}' if names else ''
       first = f' (for instance {names[0]})' if names else ''
       raise harness.DamagedDataError(
-        f'{where} has no utterance for {part}{reasons}{first}.'
+        f'{where} has no utterance for {part}{reasons}{first}: add some, or '
+        'get the data again.'
       )
   return corpus

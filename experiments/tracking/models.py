@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -54,18 +53,24 @@ def load(
       'experiments.tracklet.train`, which writes search.npz and '
       'teacher_forcing.npz to its workdir.'
     )
-  damage = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
-  with harness.parsing(path, 'tracker', damage):
-    if not zipfile.is_zipfile(path):
-      raise ValueError('it is no .npz file')
-    with np.load(path) as content:
-      weights = {
-        name.removeprefix('weights/'): content[name]
-        for name in content.files
-        if name.startswith('weights/')
-      }
-      noise = motion.Noise(*map(float, content['noise']))
-      values = content['rules'].tolist()
+  with harness.parsing(path, 'tracker'):
+    content = harness.read_npz(path, 'tracker')
+    weights = {
+      name.removeprefix('weights/'): array
+      for name, array in content.items()
+      if name.startswith('weights/')
+    }
+    if 'weights/embed' not in content:
+      raise ValueError('the array weights/embed is missing')
+    for name, count in (
+      ('noise', len(motion.Noise._fields)),
+      ('rules', len(tracker.Rules._fields)),
+    ):
+      array = content.get(name, np.zeros(0))
+      if array.shape != (count,) or array.dtype.kind != 'f':
+        raise ValueError(f'the array {name} has no {count} numbers')
+    noise = motion.Noise(*map(float, content['noise']))
+    values = content['rules'].tolist()
     defaults = tracker.Rules._field_defaults.values()
     rules = tracker.Rules(
       *(type(x)(value) for x, value in zip(defaults, values, strict=True))

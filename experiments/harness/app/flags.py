@@ -6,6 +6,7 @@ binaries.
 
 import dataclasses
 import functools
+import math
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -174,6 +175,10 @@ def resolve(
   if values.seeds is not None and hasattr(settings, 'seeds'):
     settings = dataclasses.replace(settings, seeds=values.seeds)
   settings_lib.check(settings)
+  if not math.isfinite(values.save_seconds):
+    raise errors.SettingsError(
+      f'--save_seconds={values.save_seconds}: save_seconds must be finite.'
+    )
   seeds = values.seeds or getattr(settings, 'seeds', 1)
   data_dir = values.data_dir
   if data_dir is None and values.preset not in _PACKAGED:

@@ -1,7 +1,8 @@
 """Settings of a run: parsed from flags, and checked.
 
 By default, a number in a settings dataclass is finite and above 0, a list has
-at least one entry, and an integer is below 2^31. Annotations change that:
+at least one entry, and an integer is at most 10^8, since products of larger
+sizes overflow. Annotations change that, for integers below 2^31:
 
     noise: Annotated[float, harness.Allowed(0)] = 0.1  # May be 0.
     share: Annotated[float, harness.Allowed(0, 1)] = 0.5
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from experiments.harness.app import errors
 
-_LARGEST_INT = 2**31 - 1
+_LARGEST_INT, _DEFAULT_LARGEST_INT = 2**31 - 1, 10**8
 _KINDS = {
   bool: 'true or false',
   float: 'a number',
@@ -123,7 +124,10 @@ def _check_number(name: str, value: Any, allowed: Allowed) -> None:
     return
   low, high, _ = allowed
   if isinstance(value, int):
-    low, high = 1 if low is None else low, min(high, _LARGEST_INT)
+    low = 1 if low is None else low
+    high = min(high, _LARGEST_INT)
+    if allowed.high == math.inf:
+      high = _DEFAULT_LARGEST_INT
   if not (value > 0 if low is None else value >= low):
     bound = 'above 0' if low is None else f'at least {low:,g}'
   elif value > high or math.isinf(value):

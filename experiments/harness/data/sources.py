@@ -1,27 +1,17 @@
-"""Finds and opens data files, checks them, and identifies data sets."""
+"""Finds data sets and identifies them by their content."""
 
 import contextlib
-import csv
-import gzip
 import hashlib
 import pathlib
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.harness.app import errors
+from experiments.harness.data import reading
 from experiments.harness.store import files
 
-# Limits: bytes of a text and of an array after decompression, bytes of a line,
-# and numbers in a table.
-MOST_TEXT, MOST_BYTES, MOST_LINE = 2**30, 2**30, 2**24
-MOST_NUMBERS = 2**26
-# The largest number of single precision, in which experiments compute.
-LARGEST = float(np.finfo(np.float32).max)
-# Errors that the standard library raises on damaged files.
-_DAMAGE = (OSError, EOFError, MemoryError, csv.Error, zlib.error)
 # Digests of the arrays of data sets, or of their training and test parts.
 _PARTS = {
   'MNIST': ('fb3dfac15aee177ffefe98c4', 'd6dc1142089d21aa0f330572'),
@@ -116,131 +106,20 @@ def find(
 
   Raises:
     MissingDataError: if there is no match.
+    DamagedDataError: if the only match is a pipe or a device.
   """
+  irregular = None
   for folder in folders if data_dir is not None else ():
     for name in names:
       path = pathlib.Path(data_dir) / folder / name
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError, ValueError):
         if path.is_dir() if is_folder else path.is_file():
           return path
+        if path.exists() and not (is_folder or path.is_dir()):
+          irregular = irregular or path
+  if irregular is not None:
+    reading.check_regular(irregular)
   where = 'no --data_dir is given' if data_dir is None else f'not in {data_dir}'
   raise errors.MissingDataError(
     f'{" or ".join(names[:2])} is missing ({where}): {advice}.'
   )
-
-
-@contextlib.contextmanager
-def parsing(
-  path: files.Path,
-  what: str,
-  raised: tuple[type[Exception], ...] = (Exception,),
-) -> Iterator[None]:
-  """Turns the errors of a parser into a `DamagedDataError`.
-
-  Args:
-    path: the file.
-    what: its format, for the message.
-    raised: errors of the parser; third-party parsers raise nearly any.
-
-  Yields:
-    Nothing.
-
-  Raises:
-    DamagedDataError: names the file and the reason.
-  """
-  try:
-    yield
-  except errors.UserError:
-    raise
-  except raised as error:
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise errors.DamagedDataError(
-      f'{path} is damaged, cut short or no {what}: {reason.rstrip(".")}.'
-    ) from error
-
-
-@contextlib.contextmanager
-def opened(path: pathlib.Path, what: str) -> Iterator[IO[bytes]]:
-  """Opens a binary file, decompressed if its name ends in .gz; see `parsing`.
-
-  Raises:
-    MissingDataError: if the file is missing.
-  """
-  if not path.exists():
-    raise errors.MissingDataError(f'there is no file {path}.')
-  with (
-    parsing(path, what, _DAMAGE),
-    (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file,
-  ):
-    yield file
-
-
-def read_lines(path: pathlib.Path, what: str) -> Iterator[str]:
-  """Yields the lines of a text, within the limits above; see `opened`."""
-  total = number = 0
-  with opened(path, what) as file:
-    while line := file.readline(MOST_LINE + 1):
-      number, total = number + 1, total + len(line)
-      if len(line) > MOST_LINE or total > MOST_TEXT:
-        raise errors.DamagedDataError(
-          f'{path}, line {number}: a line has at most {MOST_LINE:,} bytes and '
-          f'a text {MOST_TEXT:,}.'
-        )
-      try:
-        yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
-      except UnicodeDecodeError as error:
-        raise errors.DamagedDataError(
-          f'{path}, line {number}: not UTF-8 ({error.reason}).'
-        ) from error
-
-
-def read_bytes(path: pathlib.Path, file: IO[bytes], count: int) -> np.ndarray:
-  """Reads the rest of a file, which should have the announced size.
-
-  Args:
-    path: path of the file, for messages.
-    file: an open file.
-    count: number of bytes announced by its header.
-
-  Returns:
-    uint8 (count,).
-
-  Raises:
-    DamagedDataError: if there are more or fewer bytes, or too many to read.
-  """
-  if count > MOST_BYTES:
-    raise errors.DamagedDataError(
-      f'{path} announces {count:,} bytes; at most {MOST_BYTES:,} are read.'
-    )
-  content = np.empty(count, np.uint8)
-  done = 0
-  while piece := file.read(min(count - done + 1, 2**20)):
-    if done + len(piece) > count:
-      done = count + 1
-      break
-    content[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-    done += len(piece)
-  if done != count:
-    has = 'more' if done > count else f'{done:,}'
-    raise errors.DamagedDataError(
-      f'{path} is cut short or too long: it announces {count:,} bytes and has '
-      f'{has}.'
-    )
-  return content
-
-
-def check_finite(path: files.Path, array: np.ndarray) -> np.ndarray:
-  """Returns an array unchanged if it is finite in single precision.
-
-  Raises:
-    DamagedDataError: names the first other number, counted from 1.
-  """
-  wrong = ~(np.abs(array) <= LARGEST)
-  if wrong.any():
-    place = np.unravel_index(np.argmax(wrong), array.shape)
-    names = ('row', 'column') if array.ndim == 2 else ('index',) * array.ndim
-    where = ', '.join(f'{n} {i + 1}' for n, i in zip(names, place))
-    raise errors.DamagedDataError(
-      f'{path}, {where}: {array[place]} is no finite number.'
-    )
-  return array

@@ -10,10 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.harness.app import errors
-from experiments.harness.data import sources
+from experiments.harness.data import reading, sources
 from experiments.harness.store import files
 
 LABEL = 'label'
+# A table of this many numbers is read in any case; in a larger one, at most
+# this many numbers may be 0 for each that is not.
+_ANY_SIZE, _MOST_SPARSE = 2**22, 1_000
+_MORE = 'get it again, or give a file with samples'
 
 
 class Table(NamedTuple):
@@ -63,7 +67,7 @@ def read_table(
   if _is_libsvm(path):
     labels, inputs, lines = read_libsvm(path)
     if not labels.size:
-      raise errors.DamagedDataError(f'{path} has no samples.')
+      raise reading.damaged(path, 'it has no samples', _MORE)
     numbers = np.concatenate([labels[:, None], inputs], axis=1)
     names = (LABEL, *map(str, range(1, numbers.shape[1])))
     targets = tuple(targets) or names[:1]
@@ -77,11 +81,12 @@ def read_table(
   _check_columns(path, targets, (*names, *words))
   if classes and len(targets) != 1:
     raise errors.SettingsError(f'{path}: two classes are in one target column.')
-  used = [names.index(name) for name in targets if name in names]
+  places = {name: i for i, name in enumerate(names)}
+  used = [places[name] for name in targets if name in places]
   values = numbers[:, used]
   inputs = np.delete(numbers, used, axis=1)
   if not inputs.size:
-    raise errors.DamagedDataError(f'{path} has no samples with inputs.')
+    raise reading.damaged(path, 'it has no samples with inputs', _MORE)
   if classes:
     column = texts[0] if words else values[:, 0]
     values = _signs(path, targets[0], column, lines)[:, None]
@@ -92,15 +97,18 @@ def read_table(
 
 
 def _check_columns(path, wanted, names):
+  known = frozenset(names)
   for name in wanted:
-    if name not in names:
+    if name not in known:
+      columns = ', '.join(map(reading.shorten, names[:20]))
       raise errors.SettingsError(
-        f'{path} has no column {name!r}; it has {", ".join(names[:20])}.'
+        f'{path} has no column {reading.shorten(name)!r}; it has {columns}: '
+        'name one of these, or get the file again.'
       )
 
 
 def _is_libsvm(path):
-  for line in sources.read_lines(path, 'table'):
+  for line in reading.read_lines(path, 'table'):
     if any(mark in line for mark in ',;\t:'):
       return ':' in line and not any(mark in line for mark in ',;')
   return True
@@ -108,16 +116,21 @@ def _is_libsvm(path):
 
 def _number(word: str) -> float:
   value = float(word)
-  if not abs(value) <= sources.LARGEST or '_' in word:
+  if not abs(value) <= reading.LARGEST or '_' in word:
     raise ValueError(f'{word!r} is no finite number')
   return value
 
 
-def _check_size(path, numbers):
-  if numbers > sources.MOST_NUMBERS:
-    raise errors.DamagedDataError(
-      f'{path} makes a table of {numbers:,} numbers; at most '
-      f'{sources.MOST_NUMBERS:,} are read.'
+def _check_size(path, numbers, entries):
+  """Checks the numbers of a table, and that not nearly all of them are 0."""
+  limit = max(_ANY_SIZE, _MOST_SPARSE * entries)
+  limit = min(limit, reading.MOST_NUMBERS)
+  if numbers > limit:
+    raise reading.damaged(
+      path,
+      f'it makes a table of {numbers:,} numbers from {entries:,} entries; at '
+      f'most {limit:,} are read',
+      'correct the largest index, or give fewer columns',
     )
 
 
@@ -140,8 +153,8 @@ def read_libsvm(
   path = pathlib.Path(path)
   labels, values = array.array('d'), array.array('d')
   lines, rows, columns = (array.array('q') for _ in range(3))
-  features = 0
-  for number, line in enumerate(sources.read_lines(path, 'LIBSVM file'), 1):
+  features = longest = 0
+  for number, line in enumerate(reading.read_lines(path, 'LIBSVM file'), 1):
     words = line.split('#')[0].split()
     last = 0
     for place, word in enumerate(words):
@@ -151,20 +164,26 @@ def read_libsvm(
           lines.append(number)
           continue
         index, value = word.split(':')
-        if not last < int(index) <= sources.MOST_NUMBERS or '_' in index:
+        if not last < int(index) <= reading.MOST_NUMBERS or '_' in index:
           raise ValueError(f'index {index}')
         last = int(index)
         values.append(_number(value))
       except ValueError as error:
-        raise errors.DamagedDataError(
-          f'{path}, line {number}, column {place + 1}: {word[:40]!r} is no '
-          + ('finite label' if not place else 'ascending index:finite number')
-          + '.'
+        kind = 'ascending index:finite number' if place else 'finite label'
+        raise reading.damaged(
+          f'{path}, line {number}, column {place + 1}',
+          f'{word[:40]!r} is no {kind}',
+          reading.CORRECT,
         ) from error
       rows.append(len(labels) - 1)
       columns.append(last - 1)
-    features = max(features, last)
-    _check_size(path, max(len(labels) * features, len(labels), len(values)))
+    if last > features:
+      features, longest = last, number
+    _check_size(
+      f'{path}, line {longest}' if longest else path,
+      max(len(labels) * features, len(labels), len(values)),
+      len(labels) + len(values),
+    )
   table = np.zeros((len(labels), features))
   table[np.array(rows), np.array(columns)] = values
   return np.array(labels), table, np.array(lines)
@@ -172,7 +191,7 @@ def read_libsvm(
 
 def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
   """Yields the numbers and cells of the lines of a csv file."""
-  lines = sources.read_lines(path, 'csv file')
+  lines = reading.read_lines(path, 'csv file')
   first = next(lines, '')
   rows = csv.reader(
     itertools.chain([first], lines),
@@ -188,8 +207,8 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
       if fields:
         yield rows.line_num, fields
   except csv.Error as error:
-    raise errors.DamagedDataError(
-      f'{path}, line {rows.line_num}: {error}.'
+    raise reading.damaged(
+      f'{path}, line {rows.line_num}', error, reading.CORRECT
     ) from error
 
 
@@ -197,7 +216,7 @@ def _column_names(path, header):
   """Returns the names of the columns, and whether there is a header."""
   _, first = next(_csv_rows(path), (0, []))
   if not first:
-    raise errors.DamagedDataError(f'{path} is empty.')
+    raise reading.damaged(path, 'it is empty')
   if header is None:
     header = not any(map(_is_number, first))
   names = tuple(
@@ -205,7 +224,9 @@ def _column_names(path, header):
     for place, field in enumerate(first, 1)
   )
   if len(set(names)) < len(names):
-    raise errors.DamagedDataError(f'{path} has two columns of the same name.')
+    raise reading.damaged(
+      f'{path}, line 1', 'two columns of the same name', reading.CORRECT
+    )
   return names, header
 
 
@@ -261,12 +282,15 @@ def read_csv(
           raise ValueError(f'{word!r} is no class')
         codes.append(known.setdefault(word, len(known)))
     except ValueError as error:
-      raise errors.DamagedDataError(
-        f'{path}, line {line}, column {name}: {fields[places[name]][:40]!r} is '
-        f'no {"class" if name in words else "finite number"}.'
+      raise reading.damaged(
+        f'{path}, line {line}, column {reading.shorten(name)}',
+        f'{fields[places[name]][:40]!r} is no '
+        f'{"class" if name in words else "finite number"}',
+        reading.CORRECT,
       ) from error
     lines.append(line)
-    _check_size(path, len(values) + len(lines) * len(words))
+    entries = len(values) + len(lines) * len(words)
+    _check_size(path, entries, entries)
   table = np.array(values).reshape(len(lines), len(numbers))
   columns = [
     np.array(list(known), object)[np.array(codes)] for codes, known in texts
@@ -284,12 +308,15 @@ def _signs(path, column, values, lines):
     return _signs(path, column, numbers, lines)
   if len(classes) > 2:
     third = np.sort(index)[2]
-    raise errors.DamagedDataError(
-      f'{path}, line {lines[third]}, column {column}: {values[third]} is a '
-      'third class; there should be two.'
+    raise reading.damaged(
+      f'{path}, line {lines[third]}, column {reading.shorten(column)}',
+      f'{reading.shorten(values[third])} is a third class; there should be two',
+      reading.CORRECT,
     )
   if len(classes) < 2:
-    raise errors.DamagedDataError(
-      f'{path} has no samples of two classes in column {column}.'
+    raise reading.damaged(
+      path,
+      f'it has no samples of two classes in column {reading.shorten(column)}',
+      'choose another column, or get the file again',
     )
   return 2.0 * where - 1

@@ -253,7 +253,7 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
   path = pathlib.Path(path)
   try:
     old, new = files.unseal(path.read_bytes()), files.unseal(text)
-  except (FileNotFoundError, ValueError) as error:
+  except (OSError, ValueError) as error:
     if path.exists():
       what = f'{path} is damaged ({error}): taking the settings of this command'
       files.put_aside(path, what, path.parent)

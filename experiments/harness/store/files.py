@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,6 +50,20 @@ def make_folder(folder: Path) -> pathlib.Path:
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
   return folder
+
+
+def check_writable(folder: Path) -> None:
+  """Creates a folder, and checks that it can be written to.
+
+  Args:
+    folder: folder of a run, before it does any work.
+
+  Raises:
+    WriteError: if it cannot be created or written to.
+  """
+  folder = make_folder(folder)
+  with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+    file.write(b'0')
 
 
 @contextlib.contextmanager

@@ -62,6 +62,8 @@ def run(study: study_lib.Study) -> None:
       )
       if study.check is not None:
         study.check(options.settings)
+      if mode is study.main:
+        files_lib.check_writable(options.workdir)
       memory.keep_freed()
       if flags.FLAGS.distributed:
         processes.join()
@@ -70,8 +72,9 @@ def run(study: study_lib.Study) -> None:
     except errors.UserError as error:
       leave(str(error))
     except Exception as error:
-      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-        leave(f'out of memory ({error}): choose smaller sizes.')
+      if memory.is_exceeded(error):
+        reason = str(error) or type(error).__name__
+        leave(f'out of memory ({reason[:300]}): choose smaller sizes.')
       processes.leave_if_joined(traceback.format_exc())
       raise
     finally:

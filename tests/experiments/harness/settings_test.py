@@ -13,6 +13,7 @@ from experiments.harness.app import settings
 @dataclasses.dataclass(frozen=True)
 class Settings:
   steps: int = 10
+  long: Annotated[int, harness.Allowed(high=2**31 - 1)] = 1
   rate: float = 0.5
   name: str = 'a'
   fast: bool = False
@@ -27,13 +28,16 @@ class Settings:
 class TestCheck:
   def test_what_is_allowed(self):
     settings.check(Settings())
-    settings.check(Settings(share=1.0, extra=(2.0,), steps=2**31 - 1))
+    settings.check(
+      Settings(share=1.0, extra=(2.0,), steps=10**8, long=2**31 - 1)
+    )
 
   @pytest.mark.parametrize(
     ('changes', 'message'),
     [
       ({'steps': 0}, '--steps=0: steps must be at least 1.'),
-      ({'steps': 2**31}, 'steps must be at most 2,147,483,647.'),
+      ({'steps': 2**31 - 1}, 'steps must be at most 100,000,000.'),
+      ({'long': 2**31}, 'long must be at most 2,147,483,647.'),
       ({'rate': -0.1}, '--rate=-0.1: rate must be above 0.'),
       ({'rate': math.nan}, 'rate must be above 0.'),
       ({'rate': math.inf}, '--rate=inf: rate must be finite.'),

@@ -68,14 +68,14 @@ def test_files_without_a_policy_are_refused(tmp_path):
     policies.load(tmp_path / 'absent.npz')
   path = tmp_path / 'policy.npz'
   path.write_bytes(b'PK nonsense')
-  with pytest.raises(harness.DamagedDataError, match='has no policy'):
+  with pytest.raises(harness.DamagedDataError, match='no policy'):
     policies.load(path)
   params = make('CartPole-v1')
   policies.save(path, policies.Policy('Acrobot-v1', params.actor, {}))
   with pytest.raises(harness.DamagedDataError, match='no weights for Acrobot'):
     policies.load(path)
   np.savez(path, a=np.ones(2))
-  with pytest.raises(harness.DamagedDataError, match='has no policy'):
+  with pytest.raises(harness.DamagedDataError, match='no policy'):
     policies.load(path)
 
 

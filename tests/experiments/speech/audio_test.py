@@ -95,7 +95,7 @@ def cut(path):
     (
       lambda p: written(p / 'a.sph', b'NIST_1A\nmany\nsample_count -i x\n'),
       'damaged audio',
-      'a.sph is damaged',
+      'a.sph: a size in its header is no number',
     ),
     (
       lambda p: speech.write(

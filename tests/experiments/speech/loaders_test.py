@@ -275,7 +275,7 @@ def test_tedlium_counts_and_names_what_is_broken(tmp_path):
     'no such file': ('Lost-0000000-0000020',),
   }
   for bad, says in (
-    ('Speaker_train 1 me 0.1\n', 'stm, line 2 has 4 words'),
+    ('Speaker_train 1 me 0.1\n', 'stm, line 2: it has 4 words'),
     (line.format('soon', 2), "stm, line 2: 'soon' is not a time in seconds"),
     (line.format(2, 1), 'stm, line 2: a segment needs 0 <= start < stop'),
     (line.format(0, 'inf'), 'stm, line 2: a segment needs 0 <= start < stop'),

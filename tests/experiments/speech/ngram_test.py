@@ -74,9 +74,13 @@ def test_a_file_of_arpa_backs_off(tmp_path):
     ('\\data\\\n', '\n', 'is truncated or not an ARPA file'),
     ('2=3', '2=4', 'announces 4 entries of 2 words, but has 3'),
     ('2=3', '2=x', "line 5: 'x' is not a whole number"),
-    ('-0.3\tGO ON\t-0.05', '-0.3\tGO', 'line 17 has 2 parts; an entry of 2'),
+    (
+      '-0.3\tGO ON\t-0.05',
+      '-0.3\tGO',
+      'line 17: it has 2 parts; an entry of 2',
+    ),
     ('-0.3\tGO', 'low\tGO', 'line 17: expected a number'),
-    ('-0.3\tGO', 'nan\tGO', 'line 17 has a non-finite logarithm'),
+    ('-0.3\tGO', 'nan\tGO', 'line 17: a logarithm is not finite'),
   ],
 )
 def test_a_file_of_arpa_says_what_is_wrong(tmp_path, old, new, says):

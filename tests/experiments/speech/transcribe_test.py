@@ -152,11 +152,11 @@ def test_a_sound_without_a_pause_is_not_doubled(transcriber):
 def test_memory_is_bounded(transcriber, tmp_path, monkeypatch):
   """Of a file of many channels, only windows are read."""
   read = []
-  inner = soundfile.read
+  inner = audio.read
   monkeypatch.setattr(
-    soundfile,
+    audio,
     'read',
-    lambda *args, **how: read.append(how['frames']) or inner(*args, **how),
+    lambda part, notice: read.append(part.samples) or inner(part, notice),
   )
   monkeypatch.setattr(audio, 'MAX_SAMPLES', 33 * RATE)
   samples = np.tile(spell(words_of(1, 40))[:, None], (1, 4))

@@ -75,7 +75,7 @@ def test_invalid_boxes_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
-    ('1,2,3', 'line 2 has 3 numbers; a box has at least 7'),
+    ('1,2,3', 'line 2: it has 3 numbers; a box has at least 7'),
     ('1,2,3,4,x,6,7', "line 2: the box coordinate 'x' is not a number"),
     ('0,2,3,4,5,6,7', 'line 2: the frame must be a whole number of at least 1'),
     ('1.5,2,3,4,5,6,7', 'line 2: the frame must be a whole number'),
@@ -125,9 +125,15 @@ def test_values_missing_in_seqinfo_are_inferred_from_boxes(tmp_path):
   assert info[1:5] == (5, 101, 50, 30.0)
   assert len(info.assumed) == 4 and info.name == tmp_path.name
   for text, message in (
-    ('[Sequence]\nseqLength=4\n', 'seqLength is 4, but there is a box in fra'),
+    (
+      '[Sequence]\nseqLength=4\n',
+      'seqLength: it is 4, but there is a box in fra',
+    ),
     ('[Sequence]\nimWidth=wide\n', "imWidth: the value 'wide' is not a number"),
-    ('[Sequence]\nimHeight=0\n', 'imHeight must be above 0'),
+    (
+      '[Sequence]\nimHeight=0\n',
+      'imHeight: the value must be a number of at least 1',
+    ),
     ('seqLength=4\n', 'no seqinfo.ini'),
   ):
     write(tmp_path / 'seqinfo.ini', text)

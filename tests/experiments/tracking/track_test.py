@@ -70,7 +70,7 @@ def test_bad_checkpoints_and_pictures_are_errors_of_one_line(
   (tmp_path / 'text.npz').write_text('no such thing')
   for name, message in (
     ('none.npz', 'train a tracker by'),
-    ('text.npz', 'is damaged, cut short or no tracker: it is no .npz file'),
+    ('text.npz', 'is damaged, cut short or no tracker, an .npz archive: '),
     ('other.npz', 'its network needs embeddings'),
   ):
     assert track.main([f'--checkpoint={tmp_path}/{name}', *arguments]) == 1

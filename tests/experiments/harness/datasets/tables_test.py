@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness.data import sources
+from experiments.harness.data import reading
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_greater_class_is_1(table):
     ('1 1:1\n2 1:2\n3 1:3', 'line 3, column label: 3.0 is a third class'),
     ('1 1:1\n1 1:2', 'no samples of two classes in column label'),
     ('1 1:1\n-1 99999999:1', 'line 2, column 2'),
-    ('1 1:1\n' + '-1 9999999:1\n' * 9, 'makes a table of 69,999,993 numbers'),
+    ('1 1:1\n' + '-1 9999999:1\n' * 9, 'makes a table of 19,999,998 numbers'),
     ('1,2,g\n1,g', 'line 2: 2 columns instead of 3'),
     ('1,2,g\n1,two,h', "line 2, column 2: 'two' is no finite number"),
     ('1,2,g\n1,nan,h', "line 2, column 2: 'nan'"),
@@ -111,7 +111,7 @@ def test_a_file_that_is_missing_or_empty_is_said_to_be(table, tmp_path):
 
 @pytest.mark.parametrize('limit', ['MOST_TEXT', 'MOST_LINE', 'MOST_NUMBERS'])
 def test_a_file_that_unpacks_to_too_much(table, limit, monkeypatch):
-  monkeypatch.setattr(sources, limit, 1_000)
+  monkeypatch.setattr(reading, limit, 1_000)
   text = '1' + ',0' * 1_000 if limit == 'MOST_LINE' else '1,0\n' * 1_000
   with pytest.raises(harness.DamagedDataError, match='1,000'):
     table(text, 'bomb.csv.gz')
