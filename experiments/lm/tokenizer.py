@@ -6,7 +6,6 @@ from this program. Their text within a user's text is encoded as plain text:
 plain.
 """
 
-import functools
 import json
 import pathlib
 import re
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.lm import control_tokens
+from experiments.lm import checked_files, control_tokens
 from experiments.lm.config import Config
 from experiments.lm.control_tokens import MARK
 
@@ -24,6 +23,8 @@ _SPLITS = {
   'default': 'bytes',
   'gpt-2': 'bytes',
 }
+# Most characters of a chat template.
+_MOST_TEMPLATE = 2**20
 # Types of tokens in GGUF files. User-defined tokens match before merges.
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -38,12 +39,16 @@ class Tokenizer(NamedTuple):
     template: the chat template in Jinja; '' without one.
     end: number of the token that ends an answer.
     tokens: special tokens by name for the template: 'bos_token', 'eos_token'.
+    source: file of the template, for messages.
+    vocabulary: file of the tokens, for messages.
   """
 
   inner: Any
   template: str
   end: int
   tokens: Mapping[str, str]
+  source: str = ''
+  vocabulary: str = 'the model'
 
   def encode(self, text: str, *, first: bool = False) -> list[int]:
     """Encodes a trusted text, with control tokens.
@@ -147,17 +152,23 @@ class Tokenizer(NamedTuple):
         'chat_template.jinja, or give prompts as texts (keys prompt and '
         'response) instead of messages, instructions or dialogues.'
       )
+    templates = harness.load_extra(
+      'experiments.lm.chat_templates', 'llm', 'a chat template'
+    )
+    variables = {
+      'messages': [dict(m) for m in messages],
+      'add_generation_prompt': answer,
+      **self.tokens,
+    }
+    place = f'{self.source}: ' if self.source else ''
     try:
-      return _compiled(self.template).render(
-        messages=[dict(m) for m in messages],
-        add_generation_prompt=answer,
-        **self.tokens,
-      )
-    except harness.UserError:
-      raise
+      return templates.render(self.template, variables)
+    except harness.UserError as error:
+      raise harness.UserError(f'{place}{error}') from error
     except Exception as error:  # Templates may raise anything.
       raise harness.UserError(
-        f'the chat template fails for these messages: {error}'
+        f'{place}the chat template fails for these messages: '
+        f'{checked_files.one_line(error)}'
       ) from error
 
   def save(self, folder: str | pathlib.Path) -> None:
@@ -172,26 +183,6 @@ class Tokenizer(NamedTuple):
     (folder / 'tokenizer_config.json').write_text(
       json.dumps(fields, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-  """Compiles a template in a sandbox."""
-  sandbox = harness.load_extra('jinja2.sandbox', 'llm', 'a chat template')
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=['jinja2.ext.loopcontrols'],
-  )
-
-  def refuse(message):
-    raise harness.UserError(f'the chat template says: {message}')
-
-  environment.globals['raise_exception'] = refuse
-  environment.filters['tojson'] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
-  return environment.from_string(template)
 
 
 def load(vocabulary: Any, config: Config | None = None) -> Tokenizer:
@@ -231,54 +222,137 @@ def check(tokenizer: Tokenizer, config: Config) -> None:
   word, largest = max(numbers.items(), key=lambda item: item[1])
   if largest >= config.vocabulary:
     raise harness.UserError(
-      f'the tokeniser has the token {word!r} with the number {largest}, but '
-      f'the model has only {config.vocabulary} embeddings: take the tokeniser '
-      'of the model, or enlarge the embedding for added tokens.'
+      f'{tokenizer.vocabulary}: the tokeniser has the token {word!r} with the '
+      f'number {largest}, but the model has only {config.vocabulary} '
+      'embeddings: take the tokeniser of the model, or enlarge the embedding '
+      'for added tokens.'
     )
 
 
 def _from_folder(folder: pathlib.Path) -> Tokenizer:
-  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
   path = folder / 'tokenizer.json'
-  if not path.exists():
+  if not checked_files.exists(path):
     raise harness.UserError(
       f'{folder} has no tokenizer.json; other formats are not supported.'
     )
-  inner = tokenizers.Tokenizer.from_file(str(path))
+  inner = _read_vocabulary(path, folder)
+  config_file = folder / 'tokenizer_config.json'
   fields: dict[str, Any] = {}
-  if (config_file := folder / 'tokenizer_config.json').exists():
-    fields = json.loads(config_file.read_text(encoding='utf-8'))
-  template = fields.get('chat_template') or ''
-  if isinstance(template, list):  # Several templates by name.
-    template = {t['name']: t['template'] for t in template}.get('default', '')
-  if (template_file := folder / 'chat_template.jinja').exists():
-    template = template_file.read_text(encoding='utf-8')
-  plain = lambda token: token['content'] if isinstance(token, dict) else token
-  names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-  tokens = {n: plain(fields[n]) for n in names if fields.get(n)}
+  if checked_files.exists(config_file):
+    fields = checked_files.read_json(config_file, folder)
+  template, source = _chat_template(config_file, fields), config_file
+  if checked_files.exists(template_file := folder / 'chat_template.jinja'):
+    source = template_file
+    template = checked_files.read_text(source, folder, _MOST_TEMPLATE)
+  tokens = {}
+  for name in ('bos_token', 'eos_token', 'pad_token', 'unk_token'):
+    if token := fields.get(name):
+      token = token.get('content') if isinstance(token, dict) else token
+      tokens[name] = checked_files.typed(config_file, {name: token}, name, str)
   end = inner.token_to_id(tokens.get('eos_token', ''))
   if end is None:
     raise harness.UserError(
-      f'{folder}/tokenizer_config.json has no eos_token of tokenizer.json: set '
-      'the token that ends an answer.'
+      f'{config_file} has no eos_token of tokenizer.json: set the token that '
+      'ends an answer.'
     )
-  return Tokenizer(inner, template, end, tokens)
+  return Tokenizer(inner, template, end, tokens, str(source), str(path))
+
+
+def _read_vocabulary(path: pathlib.Path, folder: pathlib.Path) -> Any:
+  """Reads a `tokenizer.json`; raises DamagedDataError."""
+  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
+  text = checked_files.read_text(path, folder)
+  with harness.parsing(path, 'tokeniser'):
+    inner = tokenizers.Tokenizer.from_str(text)
+    # Prompts are never cut or padded by the tokeniser.
+    inner.no_truncation()
+    inner.no_padding()
+    numbers = inner.get_vocab(with_added_tokens=True).values()
+  if len(set(numbers)) < len(numbers) or not numbers:
+    raise harness.DamagedDataError(
+      f'{path} has no tokens, or several tokens of one number.'
+    )
+  if getattr(inner.model, 'dropout', None) is not None:
+    raise harness.DamagedDataError(
+      f'{path} has dropout={inner.model.dropout}, which splits words at '
+      'random: set it to null.'
+    )
+  return inner
+
+
+def _chat_template(path: pathlib.Path, fields: Mapping[str, Any]) -> str:
+  """Returns the default template of a `tokenizer_config.json`; '' if unset."""
+  template = fields.get('chat_template') or ''
+  if isinstance(template, list):  # Several templates by name.
+    named = [t for t in template if isinstance(t, dict) and 'name' in t]
+    if len(named) < len(template):
+      raise harness.DamagedDataError(
+        f'{path} has chat_template without names, expected a text or a list of '
+        'name and template.'
+      )
+    template = {str(t['name']): t.get('template') for t in named}
+    template = template.get('default') or ''
+  if not isinstance(template, str) or len(template) > _MOST_TEMPLATE:
+    raise harness.DamagedDataError(
+      f'{path} has no text of at most {_MOST_TEMPLATE:,} characters for '
+      'chat_template.'
+    )
+  return template
 
 
 def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
-  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
-  value = lambda name, default=None: (
-    fields[name]() if name in fields else default
-  )
-  kind, split = value('ggml.model'), value('ggml.pre', 'default')
+  source = fields['file']() if 'file' in fields else 'the GGUF file'
+  with harness.parsing(source, 'tokeniser'):
+    values = {name: field() for name, field in fields.items()}
+  kind, split = values.get('ggml.model'), values.get('ggml.pre', 'default')
   if kind != 'gpt2' or split not in _SPLITS:
     raise harness.UserError(
-      f'the tokeniser of the GGUF file is {kind!r} with the split {split!r}; '
+      f'{source}: the tokeniser is {kind!r} with the split {split!r}; '
       f"supported: 'gpt2' with {', '.join(_SPLITS)}. Give the folder of "
       'Hugging Face with its tokenizer.json.'
     )
-  words = value('ggml.tokens')
-  pairs = [tuple(merge.split(' ', 1)) for merge in value('ggml.merges')]
+  words = _listed(source, values, 'ggml.tokens', str)
+  merges = _listed(source, values, 'ggml.merges', str)
+  kinds = _listed(source, values, 'ggml.token_type', int)
+  if len(set(words)) < len(words) or len(kinds) > len(words):
+    raise harness.DamagedDataError(
+      f'{source} has a token twice, or more entries of ggml.token_type than '
+      'tokens.'
+    )
+  template = values.get('chat_template', '')
+  checked_files.typed(source, values, 'chat_template', str, '')
+  with harness.parsing(source, 'tokeniser'):
+    inner = _byte_pairs(words, merges, kinds, _SPLITS[split])
+  most = len(words) - 1
+  end = checked_files.integer(source, values, 'ggml.eos_token_id', 0, most)
+  tokens = {'eos_token': words[end]}
+  if values.get('ggml.bos_token_id') is not None:
+    first = checked_files.integer(source, values, 'ggml.bos_token_id', 0, most)
+    tokens['bos_token'] = words[first]
+  return Tokenizer(inner, template, end, tokens, str(source), str(source))
+
+
+def _listed(
+  source: Any, values: Mapping[str, Any], name: str, kind: type
+) -> list[Any]:
+  """Returns a list of values of a type; only token types may be missing."""
+  default = [] if kind is int else None
+  listed = checked_files.typed(source, values, name, list, default)
+  if not all(type(one) is kind for one in listed):
+    raise harness.DamagedDataError(
+      f'{source} has {name} with other values than {kind.__name__}.'
+    )
+  return listed
+
+
+def _byte_pairs(
+  words: Sequence[str], merges: Sequence[str], kinds: Sequence[int], split: str
+) -> Any:
+  """Makes the tokeniser of a GGUF file."""
+  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
+  pairs = [tuple(merge.split(' ', 1)) for merge in merges]
+  if wrong := [pair for pair in pairs if len(pair) < 2]:
+    raise ValueError(f'the merge {wrong[0][0]!r} has one part')
   inner = tokenizers.Tokenizer(
     tokenizers.models.BPE(
       vocab={word: i for i, word in enumerate(words)},
@@ -289,12 +363,11 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
   splitter = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False, use_regex=True
   )
-  if _SPLITS[split] == 'digits':
+  if split == 'digits':
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     splitter = tokenizers.pre_tokenizers.Sequence([digits, splitter])
   inner.pre_tokenizer = splitter
   inner.decoder = tokenizers.decoders.ByteLevel()
-  kinds = value('ggml.token_type', [])
   inner.add_tokens(
     [
       tokenizers.AddedToken(
@@ -304,8 +377,4 @@ def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
       if kind in (_CONTROL, _USER_DEFINED)
     ]
   )
-  end = int(value('ggml.eos_token_id'))
-  tokens = {'eos_token': words[end]}
-  if (first := value('ggml.bos_token_id')) is not None:
-    tokens['bos_token'] = words[int(first)]
-  return Tokenizer(inner, value('chat_template', ''), end, tokens)
+  return inner
