@@ -83,13 +83,13 @@ def one_line(error: BaseException | str) -> str:
 
 
 def read_text(
-  path: pathlib.Path, folder: pathlib.Path | None = None, most: int = MOST_JSON
+  path: pathlib.Path, folder: pathlib.Path | None = None, limit: int = MOST_JSON
 ) -> str:
   """Reads a text in UTF-8 of limited size; see `require_regular`."""
   require_regular(path, folder)
-  if (size := path.stat().st_size) > most:
+  if (size := path.stat().st_size) > limit:
     raise harness.DamagedDataError(
-      f'{path} has {size:,} bytes, more than {most:,}: it is damaged or '
+      f'{path} has {size:,} bytes, more than {limit:,}: it is damaged or '
       'another file.'
     )
   raw = path.read_bytes()
@@ -112,19 +112,19 @@ def read_packed(path: pathlib.Path) -> bytes:
   require_regular(path)
   if path.suffix != '.gz':
     return path.read_bytes()
-  most = max(ANY_RATIO, MOST_RATIO * path.stat().st_size)
-  most = min(most, MOST_UNPACKED)
+  limit = max(ANY_RATIO, MOST_RATIO * path.stat().st_size)
+  limit = min(limit, MOST_UNPACKED)
   try:
     with gzip.open(path) as file:
-      content = file.read(most + 1)
+      content = file.read(limit + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise harness.DamagedDataError(
       f'{path} cannot be read: {one_line(error)}.'
     ) from error
-  if len(content) > most:
+  if len(content) > limit:
     raise harness.DamagedDataError(
-      f'{path} unpacks to more than {most:,} bytes: if you trust it, unpack it '
-      'by gunzip and give the result.'
+      f'{path} unpacks to more than {limit:,} bytes: if you trust it, unpack '
+      'it by gunzip and give the result.'
     )
   return content
 

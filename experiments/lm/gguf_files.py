@@ -13,8 +13,9 @@ from experiments.lm import checked_files
 from experiments.lm import config as config_lib
 from experiments.lm.model import Model, Tensors, assemble
 
-# Most values of the metadata; Llama 3 has 950,000 of its tokens and merges.
-_MOST_VALUES = 3 * 2**19
+# Limits of the metadata: entries of an array, and values in all. Llama 3 has
+# 280,000 merges; its tokens and merges are 820,000 values.
+_MOST_ENTRIES, _MOST_VALUES = 2**20, 2**20
 # Tensor name of each weight of a layer.
 _LAYER = {
   'attention_norm': 'attn_norm.weight',
@@ -177,7 +178,8 @@ def _make_reader(gguf: Any, path: pathlib.Path) -> Any:
 
     def _get(self, offset, dtype, count=1, override_order=None):
       # Views of a plain array take less memory than those of a memory map.
-      self.data = np.asarray(self.data)
+      if self.count == 0:
+        self.data = np.asarray(self.data)
       self.count += 1
       end = int(offset) + np.dtype(dtype).itemsize * int(count)
       if end > len(self.data):
@@ -187,5 +189,20 @@ def _make_reader(gguf: Any, path: pathlib.Path) -> Any:
       if self.count > _MOST_VALUES:
         raise ValueError(f'it has more than {_MOST_VALUES:,} values')
       return super()._get(offset, dtype, count, override_order)
+
+    def _get_field_parts(self, orig_offs, raw_type):
+      if raw_type != gguf.GGUFValueType.ARRAY:
+        return super()._get_field_parts(orig_offs, raw_type)
+      kind = self._get(orig_offs, np.uint32)
+      count = self._get(orig_offs + 4, np.uint64)
+      if count[0] > _MOST_ENTRIES:
+        raise ValueError(f'it announces an array of {count[0]:,} entries')
+      types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(int(kind[0]))]
+      dtype = self.gguf_scalar_to_np.get(types[1])
+      if dtype is None:
+        return super()._get_field_parts(orig_offs, raw_type)
+      # One view of all numbers; the package makes one per number.
+      numbers = self._get(orig_offs + 12, dtype, count[0])
+      return 12 + numbers.nbytes, [kind, count, numbers], [2], types
 
   return Reader(path)

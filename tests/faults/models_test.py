@@ -124,6 +124,17 @@ def test_texts_are_not_cut_or_padded_by_the_file_of_a_tokeniser(tmp_path):
   assert len(tokenizer.load(tmp_path).encode('abcd')) == 4
 
 
+def test_a_pattern_that_backtracks_for_ever_is_named(tmp_path):
+  models.copy_valid('model', tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  pattern = {'type': 'Split', 'pattern': {'Regex': '(a+)+$'}}
+  pattern |= {'behavior': 'Isolated', 'invert': False}
+  models.fields('tokenizer.json', {'pre_tokenizer': pattern})(tmp_path)
+  loaded = tokenizer.load(tmp_path)
+  with pytest.raises(harness.DamagedDataError, match=f'{path}.*retry-limit'):
+    loaded.encode(60 * 'a' + 'b')
+
+
 @pytest.mark.slow
 def test_a_binary_prints_one_line(tmp_path):
   case = CASES['config.json: rope_theta is 0']

@@ -59,6 +59,15 @@ def _array_of(count, kind, body):
   return head + name + struct.pack('<IIQ', 9, kind, count) + body
 
 
+def _many_arrays(count):
+  """A file with arrays of a million numbers."""
+  size = 10**6
+  content = b'GGUF' + struct.pack('<IQQ', 3, 0, count)
+  for i in range(count):
+    content += struct.pack('<QBIIQ', 1, 97 + i, 9, 0, size) + bytes(size)
+  return content
+
+
 def _nested(depth):
   head = b'GGUF' + struct.pack('<IQQ', 3, 0, 1)
   name = struct.pack('<Q', 1) + b'a'
@@ -269,6 +278,10 @@ _HEAVY = {
   'has an array of 2**63 arrays': put(FILE, _array_of(2**63, 9, bytes(16))),
   'has an array of 16,000,000 bytes': put(
     FILE, _array_of(16_000_000, 0, bytes(16_000_000))
+  ),
+  'has many arrays': put(FILE, _many_arrays(20)),
+  'has an array of a million texts': put(
+    FILE, _array_of(10**6, 8, bytes(8 * 10**6))
   ),
 }
 CASES = {

@@ -91,6 +91,19 @@ _TOKENS = {
       },
     ),
   ),
+  'makes long texts of short ones': (
+    'times as long',
+    fields(
+      TOKENS,
+      {
+        'normalizer': {
+          'type': 'Sequence',
+          'normalizers': 9
+          * [{'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aaa'}],
+        }
+      },
+    ),
+  ),
   'has an unknown normaliser': ('', fields(TOKENS, {'normalizer': [1]})),
   'has an unknown decoder': ('', fields(TOKENS, {'decoder': 'a'})),
   'has an added token without text': ('', added(content=None)),

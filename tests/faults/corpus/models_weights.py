@@ -126,7 +126,7 @@ def _huge_sparse(folder):
   count = 2**38
   entry = {'dtype': 'F32', 'shape': [count], 'data_offsets': [0, 4 * count]}
   path = folder / FILE
-  content = joined({NORM: entry}, b'')
+  content = joined({'model.embed_tokens.weight': entry}, b'')
   path.write_bytes(content)
   os.truncate(path, len(content) + 4 * count)
 
