@@ -8,12 +8,13 @@
       model.config, model.params, arrays['tokens'], arrays['mask'])
     loss = bj.losses.sft(answers.log_probs, answers.mask)
 
-`row_files` reads files of rows, `dialogues` parses messages, and `data` turns
-rows into examples. A model is a pytree of weights for the pure functions of
-`decoder`; adapters (`lora`) are another pytree. `hugging_face` and
-`adapter_files` read and write checkpoints, `generation` answers prompts,
-`refusals` counts refusals, `objectives` has losses by name, `array_cache`
-stores precomputed arrays, `output_folders` protects exported weights,
-`precision` has the dtype flags, and `sharding` distributes a model over
-devices. Needs the extra `llm`; the decoder alone does not.
+`checked_files` reads foreign files within limits, `chat_templates` renders
+templates, `row_files` reads files of rows, `dialogues` parses messages, and
+`data` turns rows into examples. A model is a pytree of weights for the pure
+functions of `decoder`; adapters (`lora`) are another pytree. `hugging_face`,
+`tokenizer_files` and `adapter_files` read and write checkpoints, `generation`
+answers prompts, `refusals` counts refusals, `objectives` has losses by name,
+`array_cache` stores precomputed arrays, `output_folders` protects exported
+weights, `precision` has the dtype flags, and `sharding` distributes a model
+over devices. Needs the extra `llm`; the decoder alone does not.
 """

@@ -1,7 +1,7 @@
 """Reads and writes low-rank adapters in the format of the package peft."""
 
-import json
 import pathlib
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
+from experiments.lm import checked_files, decoder, hugging_face
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, hugging_face
 from experiments.lm.hugging_face import LAYER
 from experiments.lm.model import TRANSPOSED
 
@@ -105,7 +105,7 @@ def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: if a field is not supported, missing or invalid.
   """
-  fields = json.loads(path.read_text(encoding='utf-8'))
+  fields = checked_files.read_json(path, path.parent)
   for name, value in fields.items():
     neutral = _ADAPTER_NEUTRAL.get(name)
     supported = not value if neutral is None else value in neutral
@@ -115,13 +115,10 @@ def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
         'adapters into the model with peft (merge_and_unload), and give the '
         'merged model.'
       )
-  for name, low in (('r', 1), ('lora_alpha', 0)):
-    value = fields.get(name)
-    types = (int,) if name == 'r' else (int, float)
-    if type(value) not in types or not value >= low:
-      raise harness.UserError(
-        f'{path} has {name}={value!r}, expected a number of at least {low}.'
-      )
+  checked_files.integer(path, fields, 'r', 1, config_lib.WIDTH)
+  checked_files.number(path, fields, 'lora_alpha', low=-0.0)
+  for name in ('use_dora', 'use_rslora'):
+    checked_files.typed(path, fields, name, bool, False)
   return fields
 
 
@@ -143,16 +140,15 @@ def load(
     UserError: if files or tensors are missing, belong to another model, or need
       a configuration that is not supported.
   """
-  numpy_files = harness.load_extra(
-    'safetensors.numpy', 'llm', 'reading *.safetensors'
-  )
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
-  try:
-    fields = _adapter_config(path)
-    tensors = numpy_files.load_file(folder / 'adapter_model.safetensors')
-  except (OSError, ValueError) as error:
-    raise harness.UserError(f'{folder} has no adapters: {error}.') from error
+  file = folder / 'adapter_model.safetensors'
+  if not (checked_files.exists(path) and checked_files.exists(file)):
+    raise harness.UserError(
+      f'{folder} has no adapters: {path.name} or {file.name} is missing.'
+    )
+  fields = _adapter_config(path)
+  tensors = _read_tensors(file)
   rank, dora = fields['r'], bool(fields.get('use_dora'))
   modules = {
     n: LAYER[n].removesuffix('.weight') for n in sorted(TRANSPOSED & {*LAYER})
@@ -174,7 +170,7 @@ def load(
   }
   if foreign := sorted(set(tensors) - set(known)):
     raise harness.UserError(
-      f'{folder}/adapter_model.safetensors has the tensor {foreign[0]}, which '
+      f'{file} has the tensor {foreign[0]}, which '
       f'is not an adapter of {", ".join(sorted(modules.values()))} of a model '
       f'with {config.layers} layers.'
     )
@@ -182,7 +178,7 @@ def load(
   first = min(used, default=config.layers)
   if used != set(range(first, config.layers)) or not used:
     raise harness.UserError(
-      f'{folder} has adapters of the layers {sorted(used)}, expected the last '
+      f'{file} has adapters of the layers {sorted(used)}, expected the last '
       f'layers of {config.layers}.'
     )
   _check_targets(path, fields, tensors, used)
@@ -198,16 +194,34 @@ def load(
       for i in range(first, config.layers):
         key = f'{where}{i}.{module}.{part}'
         if key not in tensors:
-          raise harness.UserError(f'{folder} has no tensor {key}.')
+          raise harness.UserError(f'{file} has no tensor {key}.')
         if tensors[key].shape != expected[suffix]:
           raise harness.UserError(
-            f'{folder}: {key} has the shape {tensors[key].shape}, expected '
+            f'{file}: {key} has the shape {tensors[key].shape}, expected '
             f'{expected[suffix]} for this model and r={rank}.'
           )
         arrays.append(jnp.asarray(tensors[key], jnp.float32).T)
       adapters[f'{name}.{suffix}'] = jnp.stack(arrays)
   divisor = rank**0.5 if fields.get('use_rslora') else rank
   return adapters, float(fields['lora_alpha']) / divisor
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads all tensors of adapters; raises UserError."""
+  handle = hugging_face.open_tensors(path, path.parent)
+  with harness.parsing(path, 'safetensors file'):
+    tensors = {
+      name: np.asarray(handle.get_tensor(name))
+      for name in handle.keys()  # noqa: SIM118
+    }
+  for name, array in tensors.items():
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    if not floating or not np.isfinite(array).all():
+      raise harness.DamagedDataError(
+        f'{path}: the tensor {name} is {array.dtype}, or has NaN or infinity; '
+        'expected finite floating-point numbers.'
+      )
+  return tensors
 
 
 def _check_targets(
@@ -219,8 +233,8 @@ def _check_targets(
   """Raises UserError if tensors do not match the layers and modules."""
   layers = fields.get('layers_to_transform')
   if layers is not None:
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    if wanted != used:
+    listed = layers if isinstance(layers, list) else [layers]
+    if any(type(i) is not int for i in listed) or {*listed} != used:
       raise harness.UserError(
         f'{path} has layers_to_transform={layers!r}, but the tensors are of '
         f'the layers {sorted(used)}: the files are not from one model.'
@@ -228,6 +242,11 @@ def _check_targets(
   targets = fields.get('target_modules')
   if isinstance(targets, str) or targets is None:
     return  # A pattern, or the default of peft.
+  if not isinstance(targets, list) or any(type(t) is not str for t in targets):
+    raise harness.DamagedDataError(
+      f'{path} has target_modules={reprlib.repr(targets)}, expected names of '
+      'modules.'
+    )
   modules = {name.split('.lora_')[0].rsplit('.', 1)[1] for name in tensors}
   if modules != {target.rsplit('.', 1)[-1] for target in targets}:
     raise harness.UserError(

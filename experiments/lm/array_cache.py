@@ -3,7 +3,6 @@
 import hashlib
 import io
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from experiments import harness
 from experiments.harness.store import files
+from experiments.lm import checked_files
 
 
 def load_or_compute(
@@ -96,7 +96,11 @@ def _read(
 ) -> dict[str, np.ndarray] | None:
   """Reads a file; None if it is missing or damaged."""
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
+    content = checked_files.require_regular(path).read_bytes()
+    with np.load(io.BytesIO(content)) as file:
+      # Stored arrays are not compressed.
+      if any(one.compress_type for one in file.zip.infolist()):
+        raise ValueError(f'{path} is compressed')
       stored = {
         n.partition(':')[0]: (n, n.partition(':')[2]) for n in file.files
       }
@@ -108,7 +112,7 @@ def _read(
       return columns
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  except Exception:  # A damaged file may raise anything.
     pass
   files.put_aside(path, f'{path} is damaged; it is computed again', path.parent)
   return None

@@ -2,12 +2,17 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments import harness
+from experiments.lm import checked_files
+
+# Limits of layers, heads and widths, far above those of any model.
+LAYERS, HEADS, WIDTH = 10_000, 2**16, 2**24
 
 # Differences of Hugging Face's model types from Llama's layer.
 FAMILIES: dict[str, dict[str, bool]] = {
@@ -90,11 +95,17 @@ class Config:
         raise harness.UserError(
           f'the model has {name}={getattr(self, name)}, expected at least 1.'
         )
-    if self.heads % self.kv_heads or self.head_width % 2:
+    if self.heads % self.kv_heads or self.head_width % 2 or self.head_width < 2:
       raise harness.UserError(
         f'{self.heads} heads are not a multiple of {self.kv_heads} key heads, '
-        f'or their width {self.head_width} is odd.'
+        f'or the width {self.head_width} of a head is odd or not positive.'
       )
+    for name in ('rope_base', 'norm_epsilon'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise harness.UserError(
+          f'the model has {name}={getattr(self, name)}, expected a positive '
+          'number.'
+        )
 
   @property
   def flops_per_token(self) -> int:
@@ -134,31 +145,28 @@ def _supported() -> str:
   return f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2, Qwen 2 and 3)'
 
 
-def from_hugging_face(fields: Mapping[str, Any]) -> Config:
+def from_hugging_face(
+  fields: Mapping[str, Any], source: str | pathlib.Path = 'config.json'
+) -> Config:
   """Converts the fields of a `config.json`.
 
   Args:
     fields: its fields.
+    source: its path, for messages.
 
   Returns:
     A `Config`.
 
   Raises:
     UserError: if the family or a convention is not supported, or a field is
-      missing.
+      missing, has another type or is out of range.
   """
   family = fields.get('model_type', '')
-  if family not in FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise harness.UserError(
-      f'config.json has model_type={family!r}, which is not supported; '
+      f'{source} has model_type={family!r}, which is not supported; '
       f'{_supported()}.'
     )
-
-  def need(name):
-    if fields.get(name) is None:
-      raise harness.UserError(f'config.json has no field {name!r}.')
-    return fields[name]
-
   for name, supported in (
     ('hidden_act', 'silu'),
     ('use_sliding_window', False),
@@ -167,48 +175,78 @@ def from_hugging_face(fields: Mapping[str, Any]) -> Config:
   ):
     if (value := fields.get(name, supported)) not in (supported, None):
       raise harness.UserError(
-        f'config.json has {name}={value!r}; only {supported!r} is supported.'
+        f'{source} has {name}={value!r}; only {supported!r} is supported.'
       )
+  integer = lambda name, high, default=None: checked_files.integer(
+    source, fields, name, 1, high, default
+  )
+  width, heads = (
+    integer('hidden_size', WIDTH),
+    integer('num_attention_heads', HEADS),
+  )
   # Newer files have all settings of rotary positions in one field.
-  rope = dict(fields.get('rope_parameters') or {})
-  scaling = dict(fields.get('rope_scaling') or rope)
-  base = rope.get('rope_theta', fields.get('rope_theta', 10_000.0))
-  heads = int(need('num_attention_heads'))
-  return Config(
+  rope = checked_files.typed(source, fields, 'rope_parameters', dict, {})
+  scaling = checked_files.typed(source, fields, 'rope_scaling', dict, rope)
+  base = {'rope_theta': rope.get('rope_theta', fields.get('rope_theta'))}
+  return make(
+    source,
     family=family,
-    layers=int(need('num_hidden_layers')),
-    width=int(need('hidden_size')),
-    hidden=int(need('intermediate_size')),
+    layers=integer('num_hidden_layers', LAYERS),
+    width=width,
+    hidden=integer('intermediate_size', WIDTH),
     heads=heads,
-    kv_heads=int(fields.get('num_key_value_heads') or heads),
-    head_width=int(fields.get('head_dim') or need('hidden_size') // heads),
-    vocabulary=int(need('vocab_size')),
-    rope_base=float(base),
-    norm_epsilon=float(fields.get('rms_norm_eps', 1e-6)),
-    tied=bool(fields.get('tie_word_embeddings', False)),
-    rope_scaling=_scaling(scaling),
-    context=int(fields.get('max_position_embeddings') or 0),
-    **FAMILIES[family],
+    kv_heads=integer('num_key_value_heads', HEADS, heads),
+    head_width=integer('head_dim', WIDTH, width // heads),
+    vocabulary=integer('vocab_size', WIDTH),
+    rope_base=checked_files.number(
+      source, base, 'rope_theta', default=10_000.0
+    ),
+    norm_epsilon=checked_files.number(
+      source, fields, 'rms_norm_eps', default=1e-6
+    ),
+    tied=checked_files.typed(
+      source, fields, 'tie_word_embeddings', bool, False
+    ),
+    rope_scaling=_scaling(source, scaling),
+    context=checked_files.integer(
+      source, fields, 'max_position_embeddings', 0, default=0
+    ),
   )
 
 
-def _scaling(fields: Mapping[str, Any]) -> RopeScaling | None:
+def make(source: str | pathlib.Path, *, family: str, **fields: Any) -> Config:
+  """Makes a config from a file; errors name the file."""
+  try:
+    return Config(family=family, **fields, **FAMILIES[family])
+  except harness.UserError as error:
+    raise harness.DamagedDataError(f'{source}: {error}') from error
+
+
+def _scaling(
+  source: str | pathlib.Path, fields: Mapping[str, Any]
+) -> RopeScaling | None:
   kind = fields.get('rope_type', fields.get('type', 'default'))
   if kind == 'default':
     return None
+  place = f'{source}: rope_scaling'
+  number = lambda name: checked_files.number(place, fields, name)
   if kind == 'linear':
-    return RopeScaling(float(fields['factor']))
-  if kind == 'llama3':
-    return RopeScaling(
-      float(fields['factor']),
-      float(fields['low_freq_factor']),
-      float(fields['high_freq_factor']),
-      int(fields['original_max_position_embeddings']),
+    return RopeScaling(number('factor'))
+  if kind != 'llama3':
+    raise harness.UserError(
+      f'{source} has rope_scaling of type {kind!r}; supported: default, '
+      'linear, llama3.'
     )
-  raise harness.UserError(
-    f'config.json has rope_scaling of type {kind!r}; supported: default, '
-    'linear, llama3.'
+  low, high = number('low_freq_factor'), number('high_freq_factor')
+  if low >= high:
+    raise harness.DamagedDataError(
+      f'{place} has low_freq_factor={low:g}, expected less than '
+      f'high_freq_factor={high:g}.'
+    )
+  context = checked_files.integer(
+    place, fields, 'original_max_position_embeddings'
   )
+  return RopeScaling(number('factor'), low, high, context)
 
 
 def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
+from experiments.lm import checked_files, decoder
 from experiments.lm import config as config_lib
-from experiments.lm import decoder
-from experiments.lm.model import TRANSPOSED, Model, assemble
+from experiments.lm.model import TRANSPOSED, Model, Tensors, assemble
 
 # Tensor name of each weight of a layer.
 LAYER = {
@@ -36,56 +37,134 @@ _TOP = {
   'norm': 'model.norm.weight',
   'head': 'lm_head.weight',
 }
+# Dtypes of tensors in files; others are quantised.
+_KINDS = {
+  'F16': jnp.float16,
+  'BF16': jnp.bfloat16,
+  'F32': jnp.float32,
+  'F64': jnp.float32,
+}
+INDEX, _SUFFIX = 'model.safetensors.index.json', '.safetensors'
 # Largest size of a file of weights, as in the package transformers.
 SHARD_BYTES = 5 * 10**9
 
 
 def load(folder: pathlib.Path, dtype: Any) -> Model:
   """Loads a folder; see `weights.load`."""
-  safetensors = harness.load_extra(
-    'safetensors', 'llm', 'reading *.safetensors'
-  )
-  try:
-    raw = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  except FileNotFoundError as error:
-    raise harness.UserError(f'{folder} has no config.json.') from error
-  except ValueError as error:
-    raise harness.UserError(f'{folder}/config.json: {error}.') from error
-  config = config_lib.from_hugging_face(raw)
-  files = sorted(folder.glob('*.safetensors'))
-  if not files:
-    raise harness.UserError(
-      f'{folder} has no *.safetensors: convert other formats (*.bin) first.'
-    )
-  opened = {f: safetensors.safe_open(f, framework='flax') for f in files}
-  where = {name: f for f, handle in opened.items() for name in handle.keys()}  # noqa: SIM118
+  path = folder / 'config.json'
+  if not checked_files.exists(path):
+    raise harness.UserError(f'{folder} has no config.json.')
+  raw = checked_files.read_json(path, folder)
+  config = config_lib.from_hugging_face(raw, path)
+  opened, where = _open_weights(folder)
+  for name, file in where.items():
+    match = re.match(r'model\.layers\.(\d+)\.', name)
+    if match and int(match[1]) >= config.layers:
+      raise harness.DamagedDataError(
+        f'{file} has the tensor {name}, but config.json has '
+        f'num_hidden_layers={config.layers}: the files are of two models.'
+      )
   if config.tied is False and _TOP['head'] not in where:
     raise harness.UserError(
       f'{folder}: config.json has tie_word_embeddings=false, but the tensor '
       f'{_TOP["head"]} is missing.'
     )
 
-  def read(name):
+  def place(name):
     if name not in where:
       raise harness.UserError(f'{folder} has no tensor {name}.')
-    # The framework is flax, since numpy has no bfloat16.
-    return np.asarray(opened[where[name]].get_tensor(name))
+    return where[name]
 
+  def read(name):
+    handle, file = opened[place(name)], place(name)
+    kind = handle.get_slice(name).get_dtype()
+    if kind not in _KINDS:
+      raise harness.DamagedDataError(
+        f'{file}: the tensor {name} is {kind}: quantised weights are not '
+        f'supported; supported: {", ".join(_KINDS)}.'
+      )
+    with (
+      harness.parsing(file, 'safetensors file'),
+      np.errstate(over='ignore'),
+    ):
+      # The framework is flax, since numpy has no bfloat16.
+      return np.asarray(handle.get_tensor(name))
+
+  shape = lambda name: opened[place(name)].get_slice(name).get_shape()
+  tensors = Tensors(place, lambda name: tuple(shape(name)), read)
   layer = lambda i, name: f'model.layers.{i}.{LAYER[name]}'
   source = _source_dtype(opened)
-  params = assemble(config, read, layer, _TOP, dtype or source)
+  params = assemble(config, tensors, layer, _TOP, dtype or source)
   return Model(config, params, folder, source, _generation(folder, raw))
+
+
+def open_tensors(path: pathlib.Path, folder: pathlib.Path) -> Any:
+  """Opens a file of tensors; the package checks its header.
+
+  Raises:
+    UserError: if the file is missing, damaged, or not in the folder.
+  """
+  safetensors = harness.load_extra(
+    'safetensors', 'llm', 'reading *.safetensors'
+  )
+  checked_files.require_regular(path, folder)
+  with harness.parsing(path, 'safetensors file'):
+    return safetensors.safe_open(path, framework='flax')
+
+
+def _open_weights(
+  folder: pathlib.Path,
+) -> tuple[dict[pathlib.Path, Any], dict[str, pathlib.Path]]:
+  """Opens the files of weights, and finds the file of each tensor."""
+  index = folder / INDEX
+  places: dict[str, Any] = {}
+  if checked_files.exists(index):
+    fields = checked_files.read_json(index, folder)
+    places = checked_files.typed(index, fields, 'weight_map', dict)
+    if not places:
+      raise harness.DamagedDataError(f'{index} has an empty weight_map.')
+  for name, file in places.items():
+    plain = isinstance(file, str) and file.isprintable()
+    if not plain or pathlib.Path(file).name != file or file[-12:] != _SUFFIX:
+      raise harness.DamagedDataError(
+        f'{index} puts the tensor {name} into {file!r}, expected a file '
+        f'*{_SUFFIX} of the same folder.'
+      )
+  files = {folder / file for file in places.values()}
+  opened = {
+    f: open_tensors(f, folder)
+    for f in sorted(files or folder.glob(f'*{_SUFFIX}'))
+  }
+  where: dict[str, pathlib.Path] = {}
+  for file, handle in opened.items():
+    for name in handle.keys():  # noqa: SIM118
+      if name in where:
+        raise harness.DamagedDataError(
+          f'{file}: the tensor {name} is in more than one file, also in '
+          f'{where[name].name}: remove one of the files.'
+        )
+      where[name] = file
+  for name, file in places.items():
+    if where.get(name) != folder / file:
+      raise harness.DamagedDataError(
+        f'{index} puts the tensor {name} into {file}, which lacks it.'
+      )
+  if not where:
+    raise harness.UserError(
+      f'{folder} has no *{_SUFFIX} with tensors: convert other formats (*.bin) '
+      'first.'
+    )
+  return opened, where
 
 
 def _source_dtype(opened: Mapping[pathlib.Path, Any]) -> np.dtype:
   """Returns the narrowest dtype that represents all tensors exactly."""
-  named = {'F16': jnp.float16, 'BF16': jnp.bfloat16}
   stored = {
     handle.get_slice(name).get_dtype()
     for handle in opened.values()
     for name in handle.keys()  # noqa: SIM118
   }
-  kinds = [named.get(kind, jnp.float32) for kind in stored]
+  kinds = [_KINDS.get(kind, jnp.float32) for kind in stored]
   return jnp.dtype(functools.reduce(jnp.promote_types, kinds))
 
 
@@ -95,25 +174,24 @@ def _generation(
   """Reads the generation settings of a model from its two files."""
   fields: dict[str, Any] = {}
   path = folder / 'generation_config.json'
-  if path.exists():
-    try:
-      fields = dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
-      raise harness.UserError(f'{path}: {error}.') from error
+  if checked_files.exists(path):
+    fields = checked_files.read_json(path, folder)
   fields.pop('transformers_version', None)
-  ends = [*_ends(fields), *_ends(config)]
+  read = checked_files.token_numbers
+  name = 'eos_token_id'
+  ends = [
+    *read(path, fields, name),
+    *read(folder / 'config.json', config, name),
+  ]
   if ends:
-    fields['eos_token_id'] = list(dict.fromkeys(ends))
-  if fields.get('pad_token_id') is None and 'pad_token_id' in config:
-    fields['pad_token_id'] = config['pad_token_id']
+    fields[name] = list(dict.fromkeys(ends))
+  name = 'pad_token_id'
+  for place, values in ((path, fields), (folder / 'config.json', config)):
+    if values.get(name) is not None:
+      checked_files.integer(place, values, name, low=-1)
+  if fields.get(name) is None and name in config:
+    fields[name] = config[name]
   return fields
-
-
-def _ends(fields: Mapping[str, Any]) -> list[int]:
-  """Returns the tokens that end an answer: one, several, or no token."""
-  ends = fields.get('eos_token_id')
-  ends = ends if isinstance(ends, list) else [ends]
-  return [int(end) for end in ends if end is not None]
 
 
 def _named(
@@ -204,7 +282,7 @@ def export(
     places |= dict.fromkeys(tensors, file)
   if len(shards) > 1:
     index = {'metadata': {'total_size': total}, 'weight_map': places}
-    write_json(folder / 'model.safetensors.index.json', index)
+    write_json(folder / INDEX, index)
   fields = config_lib.to_hugging_face(config, dtype.name)
   if tokenizer is not None:
     tokenizer, tokens = _special_tokens(config, tokenizer, generation or {})
@@ -228,7 +306,8 @@ def _special_tokens(
   """Returns a tokeniser with a padding token, and its special numbers."""
   numbers = tokenizer.numbers()
   number = lambda name: numbers.get(tokenizer.tokens.get(name))
-  others = [end for end in _ends(generation) if 0 <= end < config.vocabulary]
+  others = checked_files.token_numbers('generation', generation, 'eos_token_id')
+  others = [end for end in others if end < config.vocabulary]
   ends = list(dict.fromkeys([int(tokenizer.end), *others]))
   texts = {n: text for text, n in numbers.items()}
   pad = number('pad_token')

@@ -37,9 +37,23 @@ class Model(NamedTuple):
   generation: Mapping[str, Any] = types.MappingProxyType({})
 
 
+class Tensors(NamedTuple):
+  """The tensors of a checkpoint; all functions take a name.
+
+  Attributes:
+    place: file of a tensor, for messages; raises UserError if it is missing.
+    shape: shape of a tensor, without reading it.
+    read: the tensor.
+  """
+
+  place: Callable[[str], Any]
+  shape: Callable[[str], tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+
+
 def assemble(
   config: config_lib.Config,
-  read: Callable[[str], np.ndarray],
+  tensors: Tensors,
   layer: Callable[[int, str], str],
   top: Mapping[str, str],
   dtype: Any,
@@ -48,7 +62,7 @@ def assemble(
 
   Args:
     config: config of the model.
-    read: tensor name -> tensor.
+    tensors: the tensors.
     layer: (layer, weight) -> tensor name.
     top: tensor names of the other weights.
     dtype: dtype of the weights.
@@ -57,24 +71,33 @@ def assemble(
     Params for `decoder`.
 
   Raises:
-    UserError: if a tensor has the wrong shape or is quantised; names it.
+    UserError: if a tensor has the wrong shape, is quantised, or has NaN or
+      infinity; names it and its file.
   """
 
   def convert(name, tensor, shape):
-    array = read(tensor)
+    place = f'{tensors.place(tensor)}: the tensor {tensor}'
+    stored = shape[::-1] if name in TRANSPOSED else shape
+    # Checked first: a file may announce terabytes.
+    if (actual := tuple(tensors.shape(tensor))) != stored:
+      raise harness.DamagedDataError(
+        f'{place} has the shape {actual}, expected {stored} by the config of '
+        'the model.'
+      )
+    array = tensors.read(tensor)
     if array.dtype not in _FLOATS:
-      raise harness.UserError(
-        f'the tensor {tensor} is {array.dtype}: quantised weights are not '
-        f'supported; supported: {", ".join(_FLOATS)}.'
+      raise harness.DamagedDataError(
+        f'{place} is {array.dtype}: quantised weights are not supported; '
+        f'supported: {", ".join(_FLOATS)}.'
       )
-    if name in TRANSPOSED:
-      array = array.T
-    if array.shape != shape:
-      raise harness.UserError(
-        f'the tensor {tensor} has the shape {array.shape}, expected {shape} by '
-        'the config of the model.'
+    with np.errstate(over='ignore'):
+      array = array.astype(dtype)
+    if not np.isfinite(array).all():
+      raise harness.DamagedDataError(
+        f'{place} has NaN, infinity or numbers too large for '
+        f'{array.dtype.name}.'
       )
-    return array.astype(dtype)
+    return array.T if name in TRANSPOSED else array
 
   shapes = decoder.shapes(config)
   params: dict[str, Any] = {

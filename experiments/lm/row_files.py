@@ -5,14 +5,13 @@ object per line; both may be compressed (`.gz`). An invalid row has a reason, so
 that a caller can raise an error or skip it.
 """
 
-import gzip
 import json
 import pathlib
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
+from experiments.lm import checked_files
 
 SUPPORTED = (
   'files of rows are .jsonl (one JSON object per line) or .json (a list of '
@@ -63,7 +62,9 @@ def scan(path: str | pathlib.Path) -> list[Row]:
       f'{path}: {SUPPORTED}. Convert other formats, such as parquet and csv, '
       f'by `to_json` of the package datasets.{missing}'
     )
-  content = _content(path)
+  if not checked_files.exists(path):
+    raise harness.MissingDataError(f'there is no file {path}.')
+  content = checked_files.read_packed(path)
   if name.endswith('.json'):
     rows = _list_rows(path, content)
   else:
@@ -113,27 +114,15 @@ def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
   return f'{path}: rows skipped: {len(skipped)}. {"; ".join(parts)}.'
 
 
-def _content(path: pathlib.Path) -> bytes:
-  try:
-    raw = path.read_bytes()
-    return gzip.decompress(raw) if path.suffix == '.gz' else raw
-  except FileNotFoundError as error:
-    raise harness.UserError(f'there is no file {path}.') from error
-  except (OSError, EOFError, zlib.error) as error:
-    raise harness.UserError(f'{path} cannot be read: {error}.') from error
-
-
 def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   try:
-    values = json.loads(content.decode('utf-8-sig'), object_pairs_hook=_unique)
+    values = checked_files.parse_json(content.decode('utf-8-sig'))
   except UnicodeDecodeError as error:
     line = error.object.count(b'\n', 0, error.start) + 1
     raise harness.UserError(
       f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as '
       'UTF-8.'
     ) from error
-  except RecursionError as error:
-    raise harness.UserError(f'{path}: too deeply nested JSON.') from error
   except ValueError as error:
     # `to_json` of datasets writes lines into files of this name, too.
     if content.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{'):
@@ -163,28 +152,17 @@ def _line_rows(content: bytes) -> list[Row]:
 
 def _parse(number: int, place: str, raw: bytes) -> Row:
   try:
-    value = json.loads(raw.decode('utf-8'), object_pairs_hook=_unique)
+    value = checked_files.parse_json(raw.decode('utf-8'))
     return _row(number, place, value)
   except UnicodeDecodeError as error:
     reason = f'not UTF-8 ({error.reason}); save the file as UTF-8'
   except json.JSONDecodeError as error:
     message = error.msg.removesuffix(' at')
     reason = f'invalid JSON: {message} at column {error.colno}'
-  except RecursionError:
-    reason = 'too deeply nested JSON'
-  except ValueError as error:  # A repeated key, or thousands of digits.
+  # A repeated key, deep nesting, or thousands of digits.
+  except ValueError as error:
     reason = f'invalid JSON: {error}'
   return Row(number, place, None, reason)
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  """Makes an object of JSON; raises ValueError if a key is repeated."""
-  fields: dict[str, Any] = {}
-  for key, value in pairs:
-    if key in fields:
-      raise ValueError(f'the key {key!r} occurs more than once in an object')
-    fields[key] = value
-  return fields
 
 
 def _row(number: int, place: str, value: Any) -> Row:

@@ -6,26 +6,16 @@ from this program. Their text within a user's text is encoded as plain text:
 plain.
 """
 
-import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.lm import control_tokens
+from experiments.lm import checked_files, control_tokens, tokenizer_files
 from experiments.lm.config import Config
 from experiments.lm.control_tokens import MARK
-
-# Pre-tokenisers by their names in GGUF files.
-_SPLITS = {
-  'smollm': 'digits',
-  'default': 'bytes',
-  'gpt-2': 'bytes',
-}
-# Types of tokens in GGUF files. User-defined tokens match before merges.
-_CONTROL, _USER_DEFINED = 3, 4
 
 Message = Mapping[str, str]
 
@@ -38,12 +28,16 @@ class Tokenizer(NamedTuple):
     template: the chat template in Jinja; '' without one.
     end: number of the token that ends an answer.
     tokens: special tokens by name for the template: 'bos_token', 'eos_token'.
+    source: file of the template, for messages.
+    vocabulary: file of the tokens, for messages.
   """
 
   inner: Any
   template: str
   end: int
   tokens: Mapping[str, str]
+  source: str = ''
+  vocabulary: str = 'the model'
 
   def encode(self, text: str, *, first: bool = False) -> list[int]:
     """Encodes a trusted text, with control tokens.
@@ -56,7 +50,8 @@ class Tokenizer(NamedTuple):
     Returns:
       Token numbers.
     """
-    return self.inner.encode(text, add_special_tokens=first).ids
+    with tokenizer_files.parsing(self.vocabulary):
+      return self.inner.encode(text, add_special_tokens=first).ids
 
   def encode_plain(self, text: str, *, first: bool = False) -> list[int]:
     """Encodes a user's text, without control tokens.
@@ -147,17 +142,23 @@ class Tokenizer(NamedTuple):
         'chat_template.jinja, or give prompts as texts (keys prompt and '
         'response) instead of messages, instructions or dialogues.'
       )
+    templates = harness.load_extra(
+      'experiments.lm.chat_templates', 'llm', 'a chat template'
+    )
+    variables = {
+      'messages': [dict(m) for m in messages],
+      'add_generation_prompt': answer,
+      **self.tokens,
+    }
+    place = f'{self.source}: ' if self.source else ''
     try:
-      return _compiled(self.template).render(
-        messages=[dict(m) for m in messages],
-        add_generation_prompt=answer,
-        **self.tokens,
-      )
-    except harness.UserError:
-      raise
+      return templates.render(self.template, variables)
+    except harness.UserError as error:
+      raise harness.UserError(f'{place}{error}') from error
     except Exception as error:  # Templates may raise anything.
       raise harness.UserError(
-        f'the chat template fails for these messages: {error}'
+        f'{place}the chat template fails for these messages: '
+        f'{checked_files.one_line(error)}'
       ) from error
 
   def save(self, folder: str | pathlib.Path) -> None:
@@ -172,26 +173,6 @@ class Tokenizer(NamedTuple):
     (folder / 'tokenizer_config.json').write_text(
       json.dumps(fields, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-  """Compiles a template in a sandbox."""
-  sandbox = harness.load_extra('jinja2.sandbox', 'llm', 'a chat template')
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=['jinja2.ext.loopcontrols'],
-  )
-
-  def refuse(message):
-    raise harness.UserError(f'the chat template says: {message}')
-
-  environment.globals['raise_exception'] = refuse
-  environment.filters['tojson'] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
-  return environment.from_string(template)
 
 
 def load(vocabulary: Any, config: Config | None = None) -> Tokenizer:
@@ -210,9 +191,10 @@ def load(vocabulary: Any, config: Config | None = None) -> Tokenizer:
       has no embedding.
   """
   if isinstance(vocabulary, Mapping):
-    tokenizer = _from_fields(vocabulary)
+    parts = tokenizer_files.from_fields(vocabulary)
   else:
-    tokenizer = _from_folder(pathlib.Path(vocabulary))
+    parts = tokenizer_files.from_folder(pathlib.Path(vocabulary))
+  tokenizer = Tokenizer(*parts)
   if config is not None:
     check(tokenizer, config)
   return tokenizer
@@ -231,81 +213,8 @@ def check(tokenizer: Tokenizer, config: Config) -> None:
   word, largest = max(numbers.items(), key=lambda item: item[1])
   if largest >= config.vocabulary:
     raise harness.UserError(
-      f'the tokeniser has the token {word!r} with the number {largest}, but '
-      f'the model has only {config.vocabulary} embeddings: take the tokeniser '
-      'of the model, or enlarge the embedding for added tokens.'
+      f'{tokenizer.vocabulary}: the tokeniser has the token {word!r} with the '
+      f'number {largest}, but the model has only {config.vocabulary} '
+      'embeddings: take the tokeniser of the model, or enlarge the embedding '
+      'for added tokens.'
     )
-
-
-def _from_folder(folder: pathlib.Path) -> Tokenizer:
-  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
-  path = folder / 'tokenizer.json'
-  if not path.exists():
-    raise harness.UserError(
-      f'{folder} has no tokenizer.json; other formats are not supported.'
-    )
-  inner = tokenizers.Tokenizer.from_file(str(path))
-  fields: dict[str, Any] = {}
-  if (config_file := folder / 'tokenizer_config.json').exists():
-    fields = json.loads(config_file.read_text(encoding='utf-8'))
-  template = fields.get('chat_template') or ''
-  if isinstance(template, list):  # Several templates by name.
-    template = {t['name']: t['template'] for t in template}.get('default', '')
-  if (template_file := folder / 'chat_template.jinja').exists():
-    template = template_file.read_text(encoding='utf-8')
-  plain = lambda token: token['content'] if isinstance(token, dict) else token
-  names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-  tokens = {n: plain(fields[n]) for n in names if fields.get(n)}
-  end = inner.token_to_id(tokens.get('eos_token', ''))
-  if end is None:
-    raise harness.UserError(
-      f'{folder}/tokenizer_config.json has no eos_token of tokenizer.json: set '
-      'the token that ends an answer.'
-    )
-  return Tokenizer(inner, template, end, tokens)
-
-
-def _from_fields(fields: Mapping[str, Callable[[], Any]]) -> Tokenizer:
-  tokenizers = harness.load_extra('tokenizers', 'llm', 'a tokeniser')
-  value = lambda name, default=None: (
-    fields[name]() if name in fields else default
-  )
-  kind, split = value('ggml.model'), value('ggml.pre', 'default')
-  if kind != 'gpt2' or split not in _SPLITS:
-    raise harness.UserError(
-      f'the tokeniser of the GGUF file is {kind!r} with the split {split!r}; '
-      f"supported: 'gpt2' with {', '.join(_SPLITS)}. Give the folder of "
-      'Hugging Face with its tokenizer.json.'
-    )
-  words = value('ggml.tokens')
-  pairs = [tuple(merge.split(' ', 1)) for merge in value('ggml.merges')]
-  inner = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab={word: i for i, word in enumerate(words)},
-      merges=pairs,
-      fuse_unk=False,
-    )
-  )
-  splitter = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=True
-  )
-  if _SPLITS[split] == 'digits':
-    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-    splitter = tokenizers.pre_tokenizers.Sequence([digits, splitter])
-  inner.pre_tokenizer = splitter
-  inner.decoder = tokenizers.decoders.ByteLevel()
-  kinds = value('ggml.token_type', [])
-  inner.add_tokens(
-    [
-      tokenizers.AddedToken(
-        words[i], special=kind == _CONTROL, normalized=False
-      )
-      for i, kind in enumerate(kinds)
-      if kind in (_CONTROL, _USER_DEFINED)
-    ]
-  )
-  end = int(value('ggml.eos_token_id'))
-  tokens = {'eos_token': words[end]}
-  if (first := value('ggml.bos_token_id')) is not None:
-    tokens['bos_token'] = words[int(first)]
-  return Tokenizer(inner, value('chat_template', ''), end, tokens)

@@ -15,6 +15,7 @@ another model, the rank correlation of both is reported.
 """
 
 import dataclasses
+import reprlib
 
 import numpy as np
 import scipy.stats
@@ -61,10 +62,25 @@ def read(path: str) -> dict[str, np.ndarray]:
   names = [n for n in rows[0] if n not in ('row', 'kept', 'kind')]
   scores: dict[str, np.ndarray] = {}
   for name in names:
-    values = [np.nan if row[name] is None else row[name] for row in rows]
+    values = [row.get(name, '') for row in rows]
+    for i, value in enumerate(values):
+      if value is not None and type(value) not in (int, float):
+        raise harness.DamagedDataError(
+          f'{path}: row {i} has {name}={reprlib.repr(value)}, expected a '
+          'number or null.'
+        )
+    with harness.parsing(path, 'file of scores'):
+      values = [np.nan if value is None else float(value) for value in values]
     scores[name] = np.array(values, np.float64)
   if 'kind' in rows[0]:
-    scores['kind'] = np.array([row['kind'] for row in rows])
+    kinds = [row.get('kind') for row in rows]
+    if not all(isinstance(kind, str) for kind in kinds):
+      raise harness.DamagedDataError(
+        f'{path} has rows whose kind is missing or no text.'
+      )
+    scores['kind'] = np.array(kinds)
+  if not names:
+    raise harness.DamagedDataError(f'{path} has no scores.')
   return scores
 
 

@@ -154,8 +154,9 @@ def test_fields_that_disagree_with_the_tensors_are_refused(tmp_path):
       ({'layers_to_transform': [2]}, r'layers_to_transform=\[2\].*\[1, 2\]'),
       ({'target_modules': ['q_proj']}, r"target_modules=\['q_proj'\]"),
       ({'r': 8}, r'has the shape \(4, \d+\), expected \(8, .* and r=8'),
-      ({'r': None}, r'r=None, expected a number of at least 1'),
-      ({'lora_alpha': 'big'}, "lora_alpha='big', expected a number"),
+      ({'r': None}, "no field 'r'"),
+      ({'r': 0}, 'r=0, expected an integer from 1'),
+      ({'lora_alpha': 'big'}, "lora_alpha='big', expected a finite number"),
       ({'use_dora': True}, r'has no tensor .*lora_magnitude_vector'),
     ]
   ):
@@ -182,7 +183,7 @@ def test_tensors_that_are_no_adapters_are_named(tmp_path):
   # Without its field, a magnitude would be left out.
   write(tmp_path, dora=True)
   path = tmp_path / 'adapter_config.json'
-  path.write_text(path.read_text().replace('"use_dora": true', '"r": 4'))
+  path.write_text(path.read_text().replace('"use_dora": true', '"x": null'))
   with pytest.raises(harness.UserError, match='lora_magnitude_vector'):
     adapter_files.load(tmp_path, SMALL)
 

@@ -189,5 +189,5 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
   hugging_face.export(tmp_path / 'b', SMALL, decoder.init(SMALL, 0))
   path = tmp_path / 'b' / 'model.safetensors'
   safetensors.save_file(safetensors.load_file(path) | full, path)
-  with pytest.raises(harness.UserError, match='int8: quantised weights'):
+  with pytest.raises(harness.UserError, match='I8: quantised weights'):
     weights.load(tmp_path / 'b')

@@ -186,7 +186,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   with pytest.raises(harness.UserError, match=f'has no tensor {gone}'):
     weights.load(folder)
   safetensors.save_file(tensors | {gone: tensor[:8]}, path)
-  with pytest.raises(harness.UserError, match=r'k_proj.*\(24, 8\).*\(24, 16\)'):
+  with pytest.raises(harness.UserError, match=r'k_proj.*\(8, 24\).*\(16, 24\)'):
     weights.load(folder)
   fields = json.loads((folder / 'config.json').read_text())
   text = json.dumps(fields | {'tie_word_embeddings': False})

@@ -1,0 +1,268 @@
+"""Reads files that others wrote: regular, bounded, valid, named in errors."""
+
+import gzip
+import json
+import os
+import pathlib
+import reprlib
+import stat
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import harness
+
+# Limits: bytes of a JSON file, bytes after decompression, and their ratio to
+# the compressed bytes, which small files may exceed.
+MOST_JSON, MOST_UNPACKED = 2**27, 2**30
+MOST_RATIO, ANY_RATIO = 100, 2**26
+# Largest token number and size of an axis.
+LARGEST = 2**31 - 1
+_POINTER = b'version https://git-lfs.github.com/spec/'
+
+
+def require_regular(
+  path: pathlib.Path, folder: pathlib.Path | None = None
+) -> pathlib.Path:
+  """Checks that a path is a regular file, and inside of a folder.
+
+  Args:
+    path: the file.
+    folder: the folder that links may not leave; None follows all links. A link
+      from a snapshot of Hugging Face's cache may lead to the blobs.
+
+  Returns:
+    The path.
+
+  Raises:
+    MissingDataError: if the file is missing.
+    DamagedDataError: if it is a folder, FIFO or device, a pointer of git-lfs,
+      or leads out of the folder.
+  """
+  try:
+    target = path.resolve(strict=True)
+    mode = target.stat().st_mode
+  except FileNotFoundError as error:
+    kind = 'is a link to a missing file' if path.is_symlink() else 'is missing'
+    raise harness.MissingDataError(f'{path} {kind}.') from error
+  # A link to itself is a RuntimeError before Python 3.13; a zero byte in the
+  # path is a ValueError.
+  except (OSError, RuntimeError, ValueError) as error:
+    reason = 'a loop of links' if path.is_symlink() else one_line(error)
+    raise harness.DamagedDataError(
+      f'{path} cannot be read ({reason}).'
+    ) from error
+  if not stat.S_ISREG(mode):
+    raise harness.DamagedDataError(
+      f'{path} is a folder, pipe or device, expected a regular file: put a '
+      'copy of the file there.'
+    )
+  if folder is not None and not any(map(target.is_relative_to, _roots(folder))):
+    raise harness.DamagedDataError(
+      f'{path} leads outside of its folder, to {target}: put a copy of the '
+      'file into the folder.'
+    )
+  with harness.parsing(path, 'readable file'), target.open('rb') as file:
+    if file.read(len(_POINTER)) == _POINTER:
+      raise harness.DamagedDataError(
+        f'{path} is a pointer of git-lfs, not the file: run `git lfs pull`.'
+      )
+  return path
+
+
+def _roots(folder: pathlib.Path) -> list[pathlib.Path]:
+  root = folder.resolve()
+  blobs = root.parent.parent / 'blobs'
+  return [root, *([blobs] if root.parent.name == 'snapshots' else [])]
+
+
+def one_line(error: BaseException | str) -> str:
+  """Returns the message of an error in one line of at most 200 characters."""
+  text = ' '.join(str(error).split())[:200].rstrip('.')
+  return text or type(error).__name__
+
+
+def read_text(
+  path: pathlib.Path, folder: pathlib.Path | None = None, limit: int = MOST_JSON
+) -> str:
+  """Reads a text in UTF-8 of limited size; see `require_regular`."""
+  require_regular(path, folder)
+  if (size := path.stat().st_size) > limit:
+    raise harness.DamagedDataError(
+      f'{path} has {size:,} bytes, more than {limit:,}: it is damaged or '
+      'another file.'
+    )
+  raw = path.read_bytes()
+  try:
+    return raw.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    line = raw.count(b'\n', 0, error.start) + 1
+    raise harness.DamagedDataError(
+      f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as '
+      'UTF-8.'
+    ) from error
+
+
+def read_packed(path: pathlib.Path) -> bytes:
+  """Reads a file, decompressed within the limits if its name ends in .gz.
+
+  Raises:
+    DamagedDataError: if the file is damaged, or unpacks to too many bytes.
+  """
+  require_regular(path)
+  if path.suffix != '.gz':
+    return path.read_bytes()
+  limit = max(ANY_RATIO, MOST_RATIO * path.stat().st_size)
+  limit = min(limit, MOST_UNPACKED)
+  try:
+    with gzip.open(path) as file:
+      content = file.read(limit + 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise harness.DamagedDataError(
+      f'{path} cannot be read: {one_line(error)}.'
+    ) from error
+  if len(content) > limit:
+    raise harness.DamagedDataError(
+      f'{path} unpacks to more than {limit:,} bytes: if you trust it, unpack '
+      'it by gunzip and give the result.'
+    )
+  return content
+
+
+def parse_json(text: str) -> Any:
+  """Parses JSON; raises ValueError for deep values and repeated keys."""
+  try:
+    return json.loads(text, object_pairs_hook=_unique)
+  except RecursionError as error:
+    raise ValueError('too deeply nested JSON') from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  fields: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in fields:
+      raise ValueError(f'the key {key!r} occurs more than once in an object')
+    fields[key] = value
+  return fields
+
+
+def read_json(
+  path: pathlib.Path, folder: pathlib.Path | None = None
+) -> dict[str, Any]:
+  """Reads an object of JSON.
+
+  Raises:
+    MissingDataError, DamagedDataError: as `read_text`, or if the content is not
+      one object.
+  """
+  text = read_text(path, folder)
+  try:
+    value = parse_json(text)
+  except ValueError as error:
+    raise harness.DamagedDataError(
+      f'{path}: {one_line(error)}; expected JSON.'
+    ) from error
+  if not isinstance(value, dict):
+    raise harness.DamagedDataError(f'{path} has no object of JSON.')
+  return value
+
+
+def integer(
+  source: str | pathlib.Path,
+  fields: Mapping[str, Any],
+  name: str,
+  low: int = 1,
+  high: int = LARGEST,
+  default: int | None = None,
+) -> int:
+  """Reads an integer field.
+
+  Args:
+    source: the file, for messages.
+    fields: fields of the file.
+    name: name of the field.
+    low: least value.
+    high: largest value.
+    default: value of a missing field; None requires it.
+
+  Returns:
+    The integer.
+
+  Raises:
+    DamagedDataError: if the field is missing, no integer or out of range.
+  """
+  value = _value(source, fields, name, default)
+  if type(value) is not int or not low <= value <= high:
+    raise harness.DamagedDataError(
+      f'{source} has {name}={reprlib.repr(value)}, expected an integer from '
+      f'{low} to {high}.'
+    )
+  return value
+
+
+def number(
+  source: str | pathlib.Path,
+  fields: Mapping[str, Any],
+  name: str,
+  low: float = 0.0,
+  default: float | None = None,
+) -> float:
+  """Reads a finite number greater than `low`; see `integer`."""
+  value = _value(source, fields, name, default)
+  # Comparing does not overflow for integers of any size, and excludes NaN.
+  if type(value) in (int, float) and low < value < 1e30:
+    return float(value)
+  raise harness.DamagedDataError(
+    f'{source} has {name}={reprlib.repr(value)}, expected a finite number '
+    f'greater than {low:g}.'
+  )
+
+
+def typed(
+  source: str | pathlib.Path,
+  fields: Mapping[str, Any],
+  name: str,
+  kind: type,
+  default: Any = None,
+) -> Any:
+  """Reads a field of a type: bool, str, list or dict; see `integer`."""
+  value = _value(source, fields, name, default)
+  if not isinstance(value, kind):
+    names = {bool: 'true or false', str: 'a text', list: 'a list'}
+    raise harness.DamagedDataError(
+      f'{source} has {name}={reprlib.repr(value)}, expected '
+      f'{names.get(kind, "an object")}.'
+    )
+  return value
+
+
+def _value(
+  source: str | pathlib.Path,
+  fields: Mapping[str, Any],
+  name: str,
+  default: Any,
+) -> Any:
+  value = fields.get(name)
+  value = default if value is None else value
+  if value is None:
+    raise harness.DamagedDataError(f'{source} has no field {name!r}.')
+  return value
+
+
+def token_numbers(
+  source: str | pathlib.Path, fields: Mapping[str, Any], name: str
+) -> list[int]:
+  """Reads token numbers: one, several or none.
+
+  Numbers of -1, by which some files mean no token, are left out.
+  """
+  value = fields.get(name)
+  values = value if isinstance(value, list) else [value]
+  listed = [{name: one} for one in values if one is not None]
+  numbers = [integer(source, one, name, low=-1) for one in listed]
+  return [one for one in numbers if one >= 0]
+
+
+def exists(path: pathlib.Path) -> bool:
+  """Whether a path exists, also as a link to a missing file."""
+  return os.path.lexists(path)
