@@ -7,6 +7,7 @@ It ignores names, and is compared only under the same versions and devices.
 """
 
 import hashlib
+import importlib.metadata
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -16,11 +17,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
+import bilevel_jax
 from experiments.harness.app import errors
 from experiments.harness.store import files, identity
 
 # Params of primitives on which no result depends: their names or last words.
 _IGNORED = ('name', 'mesh', 'sharding', 'shardings', 'layout', 'layouts')
+# Packages whose functions are traced, or compute constants.
+_PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'gymnax', 'numpy')
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.dtype)
 
 
@@ -36,6 +40,17 @@ def digest(fn: Any, *args: Any) -> str:
     code that a callback runs.
   """
   return _closed(jax.make_jaxpr(fn)(*args), {})
+
+
+def versions() -> dict[str, str]:
+  """Returns versions of packages on which digests may depend."""
+  numbers = {'bilevel_jax': bilevel_jax.__version__}
+  for package in _PACKAGES:
+    try:
+      numbers[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      numbers[package] = 'absent'
+  return numbers
 
 
 def check_program(

@@ -183,12 +183,12 @@ def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
   # A kill may leave an incomplete last line: that is no damage.
   lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
   parsed = [_parse(line) for line in lines]
-  kept = [x for x in parsed if x is not None and x['step'] <= until]
-  by_step = {record['step']: record for record in reversed(kept)}
+  usable = [x for x in parsed if x is not None and x['step'] <= until]
+  by_step = {record['step']: record for record in reversed(usable)}
   records = [by_step[step] for step in sorted(by_step)]
   # After the record of `until`, damaged lines would be dropped.
   reached = bool(records) and records[-1]['step'] >= until
-  end = parsed.index(kept[-1]) if reached else len(parsed)
+  end = parsed.index(usable[-1]) if reached else len(parsed)
   damaged = [str(i + 1) for i in range(end) if parsed[i] is None]
   damage = []
   if damaged:

@@ -70,8 +70,8 @@ def run(study: study_lib.Study) -> None:
         processes.join(flags.FLAGS.heartbeat_timeout)
       compile_cache.use(flags.FLAGS.compile_cache)
       if flags.FLAGS.distributed:
-        given = flags_lib.shared_values(study.presets, renamed=study.renamed)
-        processes.compare('flags', {'the mode': argv[1:]} | given)
+        values = flags_lib.shared_values(study.presets, renamed=study.renamed)
+        processes.compare('flags', {'the mode': argv[1:]} | values)
         processes.compare('code', _describe_code(study))
       mode, files = _mode(study, argv[1:])
       options = flags_lib.resolve(

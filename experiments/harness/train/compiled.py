@@ -5,10 +5,9 @@ import time
 from typing import Any
 
 import jax
-import optax
 
-import bilevel_jax as bj
 from experiments.harness.app import compile_time
+from experiments.harness.store import programs
 from experiments.harness.train.context import Members, Shared
 from experiments.harness.train.placement import Layout, Placement
 from experiments.harness.train.program import Carry, Program
@@ -70,10 +69,7 @@ class Compiled:
       layout: placement of params; its mesh may shape the program.
     """
     devices = jax.device_count() if layout is None else dict(layout.mesh.shape)
-    environment = {
-      'jax': jax.__version__,
-      'optax': optax.__version__,
-      'bilevel_jax': bj.__version__,
+    environment = programs.versions() | {
       'platform': jax.default_backend(),
       'devices': devices,
     }

@@ -60,8 +60,9 @@ def train(
 
   Raises:
     ValueError: if arguments are inconsistent.
-    OtherRunError: if the folder holds a run with other settings, or a longer
-      one.
+    OtherRunError: if the folder holds a run with other settings or data, of
+      another program, or a longer one.
+    SettingsError: if the processes of the run differ in their arguments.
     AllStoppedError: if all members stopped. Several members are saved at their
       last finite params, a single one at the last checkpoint. The error has the
       `Trained` of the run.
