@@ -32,9 +32,12 @@ HEARTBEAT_TIMEOUT = 120
 # aborts them before they report their own error.
 _GRACE = 3
 # How jax's report of a lost process begins, and where it names the process.
-_REPORT = re.compile(rb'Traceback|[WEF]\d{4} .*(coordination|preemption)')
+_REPORT = re.compile(
+  rb'Traceback|[WEF]\d{4} .*(coordination|preemption|distributed service)'
+)
 _LOST = re.compile(rb'stopped sending heartbeats\):\s+(\d+(?:[\s,]+\d+)*)')
 _FIRST_LOST = re.compile(rb'CoordinationService/|JAX distributed service')
+_NOT_JOINED = b'CoordinationService/RegisterTask'
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,7 +55,7 @@ def join(
 
   Args:
     heartbeat_timeout: seconds without a heartbeat after which a process counts
-      as lost.
+      as lost; 2.5 times as many until all have joined.
     environment: environment variables.
 
   Raises:
@@ -68,7 +71,10 @@ def join(
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(
-      **numbers, heartbeat_timeout_seconds=heartbeat_timeout
+      **numbers,
+      # More than for a heartbeat: a cluster may start processes one by one.
+      initialization_timeout=5 * heartbeat_timeout // 2,
+      heartbeat_timeout_seconds=heartbeat_timeout,
     )
   except ValueError as error:
     raise errors.SettingsError(
@@ -206,4 +212,6 @@ def _find_lost(report: bytes) -> str | None:
   if match := _LOST.search(report):
     numbers = re.findall(r'\d+', match[1].decode())
     return f'process {", ".join(numbers)}'
+  if _NOT_JOINED in report:
+    return 'a process'
   return 'process 0' if _FIRST_LOST.search(report) else None

@@ -168,6 +168,22 @@ def test_processes_that_differ_end_at_once(tmp_path, last, told):
 
 
 @pytest.mark.slow
+def test_a_process_that_never_joins_ends_the_others(tmp_path):
+  """For instance since its flags are invalid."""
+  first, last = processes.start(
+    *(SCRIPT, f'--workdir={tmp_path}', '--distributed'),
+    '--heartbeat_timeout=4',
+    count=2,
+    last=['--steps=1'],
+  )
+  (_, said), (_, other) = (x.communicate(timeout=240) for x in (first, last))
+  assert first.returncode == termination.EXIT_STATUS, said
+  assert said.count('\n') == 1
+  assert said.startswith('a process of the run is gone (see its output)')
+  assert "Unknown command line flag 'steps'" in other
+
+
+@pytest.mark.slow
 def test_compiled_environments_in_two_processes_equal_one(tmp_path):
   """Importing gymnax starts XLA, which has to wait for the others."""
   small = [
