@@ -106,7 +106,7 @@ def kill_one(workdir, count, victim):
   killed = every.pop(victim)
   killed.kill()
   for process in every:
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == termination.EXIT_STATUS, said
     assert said.count('\n') == 1
     assert said.startswith(f'process {victim} of the run is gone')
@@ -176,7 +176,7 @@ def test_a_process_that_never_joins_ends_the_others(tmp_path):
     count=2,
     last=['--steps=1'],
   )
-  (_, said), (_, other) = (x.communicate(timeout=240) for x in (first, last))
+  (_, said), (_, other) = (x.communicate(timeout=600) for x in (first, last))
   assert first.returncode == termination.EXIT_STATUS, said
   assert said.count('\n') == 1
   assert said.startswith('a process of the run is gone (see its output)')

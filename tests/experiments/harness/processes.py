@@ -75,7 +75,7 @@ def start(script, *arguments, count=None, last=(), devices=8):
 
 def wait_for_lines(process, path, lines):
   """Waits until a file has so many lines, or the process has ended."""
-  deadline = time.monotonic() + 240
+  deadline = time.monotonic() + 600
   while time.monotonic() < deadline and process.poll() is None:
     if path.exists() and path.read_bytes().count(b'\n') >= lines:
       return
@@ -85,7 +85,7 @@ def wait_for_lines(process, path, lines):
 def finish(processes, status=0):
   """Waits for all; what they printed, if they end with this status."""
   try:
-    said = [process.communicate(timeout=240) for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
   finally:
     for process in processes:
       process.kill()
