@@ -222,11 +222,14 @@ def render(
 def show(policy_file: files.Path) -> None:
   """Draws an episode to `policy.gif` in the folder of a policy's file.
 
-  If the environment cannot be drawn, this prints the reason.
+  If the environment cannot be drawn, this prints the reason. Of several
+  processes, only the first one draws.
 
   Args:
     policy_file: made by `save`.
   """
+  if not files.is_writer():
+    return
   path = pathlib.Path(policy_file).with_name('policy.gif')
   try:
     total = render(load(policy_file), path, key=jax.random.key(0))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.harness.app import compile_cache, errors
+from experiments.harness.app import compile_cache, errors, processes
 from experiments.harness.app import settings as settings_lib
 
 # Environment variable with the folder of data sets.
@@ -58,6 +58,8 @@ COMMON = {
   'chunk.',
   'distributed': 'Whether this is one of several processes that share the run '
   'and the workdir; the first one writes.',
+  'heartbeat_timeout': 'Seconds without a sign of life after which one of '
+  'several processes counts as lost.',
   'compile_cache': 'Folder of compiled programs, reused by later runs; '
   f'{compile_cache.OFF} for none. Default: the environment variable '
   f'{compile_cache.VARIABLE}, else a folder in ~/.cache.',
@@ -93,12 +95,34 @@ def define(
   flags.DEFINE_float(*seconds, lower_bound=0, flag_values=values)
   distributed = 'distributed', False, COMMON['distributed']
   flags.DEFINE_bool(*distributed, flag_values=values)
+  timeout = 'heartbeat_timeout', processes.HEARTBEAT_TIMEOUT
+  flags.DEFINE_integer(
+    *timeout, COMMON[timeout[0]], lower_bound=1, flag_values=values
+  )
   for name in ('workdir', 'data_dir', 'compile_cache'):
     text(name, None, COMMON[name])
   for name, field in _fields(presets).items():
     text(name, None, field.description)
   for other, name in _aliases(presets, renamed).items():
     text(other, None, f'Another name of --{name}.')
+
+
+def shared_values(
+  presets: Mapping[str, Any],
+  *,
+  renamed: Mapping[str, str] = types.MappingProxyType({}),
+  values: flags.FlagValues = flags.FLAGS,
+) -> dict[str, Any]:
+  """Returns parsed flags that all processes of a run share; see `define`.
+
+  Folders of data and of compiled programs may differ.
+
+  Returns:
+    Values by flag, `--name`.
+  """
+  own = ('data_dir', 'compile_cache')
+  names = (*COMMON, *_fields(presets), *_aliases(presets, renamed))
+  return {f'--{name}': values[name].value for name in names if name not in own}
 
 
 def _aliases(

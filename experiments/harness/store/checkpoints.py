@@ -179,6 +179,10 @@ class Checkpoints:
     Raises:
       OtherRunError: if an undamaged checkpoint has another structure.
     """
+    for path in loading.misnamed(self._folder):
+      what = f'{path} is no checkpoint: its name is no step in plain digits'
+      files.put_aside(path, what, self._folder.parent)
+      self._manager.reload()
     steps = loading.saved_steps(self._folder)
     for step, folder in steps.items():
       try:
@@ -197,11 +201,12 @@ class Checkpoints:
       tree = jax.tree.unflatten(jax.tree.structure(like), fresh)
       return Restored(tree, step, about.extra)
     if steps:
-      warnings.warn(
-        f'no good checkpoint is left in {self._folder}: starting at step 0.',
-        RuntimeWarning,
-        stacklevel=2,
-      )
+      what = f'no good checkpoint is left in {self._folder}: starting at step 0'
+      records = self._folder.parent / 'metrics.jsonl'
+      if records.exists():
+        files.put_aside(records, f'{what}, without records', records.parent)
+      else:
+        warnings.warn(f'{what}.', RuntimeWarning, stacklevel=2)
     return None
 
   def close(self) -> None:
@@ -251,14 +256,11 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
   """
   text = files.seal(settings, indent=2, sort_keys=True) + '\n'
   path = pathlib.Path(path)
-  try:
-    old, new = files.unseal(path.read_bytes()), files.unseal(text)
-  except (OSError, ValueError) as error:
-    if path.exists():
-      what = f'{path} is damaged ({error}): taking the settings of this command'
-      files.put_aside(path, what, path.parent)
+  old = files.read_sealed(path, 'taking the settings of this command')
+  if old is None:
     files.write_text(path, text)
     return
+  new = files.unseal(text)
   if differing := _differing(old, new):
     raise errors.OtherRunError(
       f'{path.parent} holds a run with other settings '

@@ -172,6 +172,28 @@ def unseal(text: str | bytes) -> dict[str, Any]:
   raise ValueError('its content does not match its digest')
 
 
+def read_sealed(path: Path, then: str) -> dict[str, Any] | None:
+  """Reads a file that `seal` formatted.
+
+  Args:
+    path: the file. If it is damaged or a folder, it is moved to the subfolder
+      `damaged` of its folder with a warning.
+    then: what happens next, for the warning.
+
+  Returns:
+    The values; None if the file is missing or damaged.
+  """
+  path = pathlib.Path(path)
+  try:
+    return unseal(path.read_bytes())
+  except FileNotFoundError:
+    return None
+  except (IsADirectoryError, ValueError) as error:
+    reason = 'a folder' if path.is_dir() else error
+    put_aside(path, f'{path} is damaged ({reason}): {then}', path.parent)
+    return None
+
+
 def _digest(values: Mapping[str, Any]) -> str:
   text = json.dumps(values, sort_keys=True)
   return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

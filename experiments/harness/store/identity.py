@@ -79,14 +79,15 @@ def digest_examples(examples: Iterable[Any]) -> str:
 
 
 def digest_files(
-  name: str, paths: Sequence[files.Path], folder: files.Path
+  name: str, paths: Sequence[files.Path], folder: files.Path | None
 ) -> dict[str, str]:
   """Digests the bytes of files; unchanged files are not read again.
 
   Args:
     name: name of the files together.
     paths: paths of the files. The digests do not depend on their common folder.
-    folder: folder of the run, which caches the digests in `digests.json`.
+    folder: folder of the run, which caches the digests in `digests.json`; None
+      caches nothing.
 
   Returns:
     Hex digests by name and path, or one of all if they are many.
@@ -95,8 +96,7 @@ def digest_files(
     MissingDataError: if a file cannot be read.
     WriteError: if the folder cannot be written.
   """
-  cache = pathlib.Path(folder) / _CACHE
-  known = _read_cache(cache)
+  known = {} if folder is None else _read_cache(pathlib.Path(folder) / _CACHE)
   absolute = [os.path.abspath(path) for path in paths]
   stats = {path: _stat(path) for path in absolute}
   changed = [p for p, stat in stats.items() if known.get(p, [])[:-1] != stat]
@@ -112,7 +112,8 @@ def digest_files(
         parts[path].append(part)
     for path in changed:
       known[path] = [*stats[path], _hash(*parts[path]).hexdigest()]
-    files.write_text(cache, files.seal(known))
+    if folder is not None:
+      files.write_text(pathlib.Path(folder) / _CACHE, files.seal(known))
   if len(absolute) > _MAX_SEPARATE:
     joined = ''.join(known[path][-1] for path in absolute)
     return {name: _hash(joined.encode()).hexdigest()}
@@ -121,6 +122,18 @@ def digest_files(
     f'{name}[{os.path.relpath(path, common)!r}]': known[path][-1]
     for path in absolute
   }
+
+
+def digest_sources(root: files.Path) -> str:
+  """Digests a Python file, or the names and contents of all below a folder."""
+  root = pathlib.Path(root)
+  total = _hash()
+  for path in sorted(root.rglob('*.py')) if root.is_dir() else [root]:
+    with _reading(str(path)):
+      content = path.read_bytes()
+    name = path.relative_to(root).as_posix()
+    total.update(f'{name} {len(content)} '.encode() + content)
+  return total.hexdigest()
 
 
 def _read_cache(path: pathlib.Path) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import orbax.checkpoint as ocp
 from experiments.harness.app import errors, quiet
 from experiments.harness.store import files
 from experiments.harness.store import leaves as leaves_lib
+
+_STEP = re.compile('0|[1-9][0-9]*')
 
 
 class Best(NamedTuple):
@@ -80,6 +83,9 @@ def load(
   """
   run = pathlib.Path(workdir) / name
   parts = ('params', 'best', *(() if state is None else ('state',)))
+  for path in misnamed(run / 'checkpoints'):
+    what = f'{path} is no checkpoint: its name is no step in plain digits.'
+    warnings.warn(what, RuntimeWarning, stacklevel=2)
   with quiet.silenced():
     for step, checkpoint in saved_steps(run / 'checkpoints').items():
       try:
@@ -253,9 +259,21 @@ def saved_steps(folder: files.Path) -> dict[int, pathlib.Path]:
   paths = {
     int(path.name): path
     for path in pathlib.Path(folder).glob('*')
-    if path.name.isdigit()  # Unfinished ones have longer names.
+    if _STEP.fullmatch(path.name)  # Unfinished ones have longer names.
   }
   return dict(sorted(paths.items(), reverse=True))
+
+
+def misnamed(folder: files.Path) -> list[pathlib.Path]:
+  """Returns what looks like a checkpoint of another step than its name says.
+
+  Python reads other digits of Unicode, and leading zeros, as numbers too.
+  """
+  return sorted(
+    path
+    for path in pathlib.Path(folder).glob('*')
+    if path.name.isdigit() and not _STEP.fullmatch(path.name)
+  )
 
 
 def damage(step: int, error: Exception) -> str:

@@ -6,6 +6,7 @@ reveals damage. A kill and a resumption do not change the lines.
 """
 
 import contextlib
+import itertools
 import math
 import pathlib
 import time
@@ -80,16 +81,19 @@ class MetricsWriter(Records):
     folder: folder of the files.
     step: step of the checkpoint from which the run resumes; later records are
       dropped. -1 drops all.
+    count: number of records up to this step; None if unknown.
   """
 
-  def __init__(self, folder: files.Path, *, step: int = -1):
+  def __init__(
+    self, folder: files.Path, *, step: int = -1, count: int | None = None
+  ):
     self._folder = files.make_folder(folder)
     path = self._folder / 'metrics.jsonl'
     records, damage = _read(path, step)
     super().__init__(records)
     if damage:
       files.put_aside(path, damage, self._folder)
-    elif step > 0 and (not self.records or self.records[-1]['step'] != step):
+    elif step > 0 and not _complete(records, step, count):
       warnings.warn(
         f'{path} lacks records before step {step}, where the run resumes: the '
         'history has a gap.',
@@ -166,24 +170,48 @@ def read_records(path: files.Path, *, until: float = math.inf) -> list[Record]:
   return records
 
 
+def _complete(records: list[Record], step: int, count: int | None) -> bool:
+  if not records or records[-1]['step'] != step:
+    return False
+  return count is None or len(records) >= count
+
+
 def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
   """Returns the undamaged records, and a report of damage, '' if none."""
-  records: list[Record] = []
-  damaged = []
+  if path.is_dir():
+    return [], f'{path} is a folder: its records are missing'
   # A kill may leave an incomplete last line: that is no damage.
   lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
-  for number, line in enumerate(lines if until >= 0 else [], 1):
-    try:
-      record = files.unseal(line)
-    except ValueError:
-      damaged.append(str(number))
-      continue
-    if record['step'] <= until:
-      records.append(record)
-    if record['step'] >= until:
-      break
-  damage = f'{path} is damaged in line {", ".join(damaged)}: a gap stays there'
-  return records, damage if damaged else ''
+  parsed = [_parse(line) for line in lines]
+  usable = [x for x in parsed if x is not None and x['step'] <= until]
+  by_step = {record['step']: record for record in reversed(usable)}
+  records = [by_step[step] for step in sorted(by_step)]
+  # After the record of `until`, damaged lines would be dropped.
+  reached = bool(records) and records[-1]['step'] >= until
+  end = parsed.index(usable[-1]) if reached else len(parsed)
+  damaged = [str(i + 1) for i in range(end) if parsed[i] is None]
+  damage = []
+  if damaged:
+    then = 'a gap stays there' if until >= 0 else 'the run starts again'
+    damage.append(f'is damaged in line {", ".join(damaged)}: {then}')
+  good = [(i + 1, x['step']) for i, x in enumerate(parsed) if x is not None]
+  pairs = itertools.pairwise(good if until >= 0 else [])
+  moved = [str(line) for (_, before), (line, step) in pairs if step <= before]
+  if moved:
+    damage.append(
+      f'has steps out of order in line {", ".join(moved)}: they are sorted, '
+      'and the first record of each step stays'
+    )
+  return records, f'{path} {", and ".join(damage)}' if damage else ''
+
+
+def _parse(line: bytes) -> Record | None:
+  """Returns the record of a line; None if it is damaged."""
+  with contextlib.suppress(ValueError):
+    record = files.unseal(line)
+    if isinstance(record.get('step'), int):
+      return record
+  return None
 
 
 def _line(record: Record) -> str:

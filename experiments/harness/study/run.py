@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from absl import app, flags, logging
 
+import bilevel_jax
 from experiments.harness.app import (
   compile_cache,
   errors,
@@ -23,10 +24,13 @@ from experiments.harness.app import (
 )
 from experiments.harness.app import flags as flags_lib
 from experiments.harness.store import files as files_lib
+from experiments.harness.store import identity
 from experiments.harness.study import help as help_lib
+from experiments.harness.study import report
 from experiments.harness.study import study as study_lib
 
 _TIMES = 'seconds.json'
+_EXPERIMENTS = pathlib.Path(__file__).parents[2]
 
 
 def run(study: study_lib.Study) -> None:
@@ -45,10 +49,14 @@ def run(study: study_lib.Study) -> None:
   paper, binary = study.paper, study.binary
   flags_lib.define(study.presets, renamed=study.renamed)
 
+  def leave_others(message: str) -> None:
+    timeout = flags.FLAGS['heartbeat_timeout'].value
+    processes.leave_if_joined(message, timeout)
+
   def leave(reason: str) -> NoReturn:
     # One line, also if the name of a file has line breaks.
     message = f'{paper}/{binary}: {" ".join(reason.split())}'
-    processes.leave_if_joined(message)
+    leave_others(message)
     sys.exit(message)
 
   def start(argv: Sequence[str]) -> None:
@@ -56,6 +64,15 @@ def run(study: study_lib.Study) -> None:
       # jax and orbax log a lot.
       logging.set_verbosity(logging.WARNING)
     try:
+      memory.keep_freed()
+      if flags.FLAGS.distributed:
+        # First: a check of settings may start XLA, as an import of gymnax does.
+        processes.join(flags.FLAGS.heartbeat_timeout)
+      compile_cache.use(flags.FLAGS.compile_cache)
+      if flags.FLAGS.distributed:
+        values = flags_lib.shared_values(study.presets, renamed=study.renamed)
+        processes.compare('flags', {'the mode': argv[1:]} | values)
+        processes.compare('code', _describe_code(study))
       mode, files = _mode(study, argv[1:])
       options = flags_lib.resolve(
         study.presets, paper=paper, binary=binary, renamed=study.renamed
@@ -64,10 +81,6 @@ def run(study: study_lib.Study) -> None:
         study.check(options.settings)
       if mode is study.main:
         files_lib.check_writable(options.workdir)
-      memory.keep_freed()
-      if flags.FLAGS.distributed:
-        processes.join()
-      compile_cache.use(flags.FLAGS.compile_cache)
       execute(mode, options, *files)
     except errors.UserError as error:
       leave(str(error))
@@ -75,7 +88,7 @@ def run(study: study_lib.Study) -> None:
       if memory.is_exceeded(error):
         reason = str(error) or type(error).__name__
         leave(f'out of memory ({reason[:300]}): choose smaller sizes.')
-      processes.leave_if_joined(traceback.format_exc())
+      leave_others(traceback.format_exc())
       raise
     finally:
       termination.ignore()
@@ -131,6 +144,16 @@ def execute(
     if folder.is_dir() and files_lib.is_writer():
       files_lib.write_text(folder / _TIMES, f'{json.dumps(times())}\n')
   return result
+
+
+def _describe_code(study: study_lib.Study) -> dict[str, str]:
+  """Returns versions, and digests of the sources of a study."""
+  paths = [pathlib.Path(bilevel_jax.__file__).parent, _EXPERIMENTS]
+  own = study.main.__globals__.get('__file__')
+  if own is not None and not pathlib.Path(own).is_relative_to(_EXPERIMENTS):
+    paths.append(pathlib.Path(own))
+  digests = {f'code {x.name}': identity.digest_sources(x) for x in paths}
+  return report.versions() | digests
 
 
 def _earlier(folder: pathlib.Path) -> list[float]:

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from experiments.harness.app import compile_time
+from experiments.harness.store import programs
 from experiments.harness.train.context import Members, Shared
-from experiments.harness.train.placement import Placement
+from experiments.harness.train.placement import Layout, Placement
 from experiments.harness.train.program import Carry, Program
 
 # Bytes of a carry from which a single member takes one step per dispatch: a
@@ -58,6 +59,27 @@ class Compiled:
     # The results of a compiled function share no buffers, so that the carry can
     # be donated.
     return self._run('init', *self._inputs)
+
+  def identify(
+    self, layout: Layout | None
+  ) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns digests of the program by part, and what else they depend on.
+
+    Args:
+      layout: placement of params; its mesh may shape the program.
+    """
+    devices = jax.device_count() if layout is None else dict(layout.mesh.shape)
+    environment = programs.versions() | {
+      'platform': jax.default_backend(),
+      'devices': devices,
+    }
+    shapes = getattr(self._stream, 'batch_shapes', None)
+    streamed = None if shapes is None else shapes()
+    known = self._stream is None or shapes is not None
+    digests = self._program.digests(
+      self.shapes, *self._inputs, streamed, steps=known
+    )
+    return digests, environment
 
   def restore(self, restored: Any) -> Carry:
     """Restores the carry and the times of a checkpoint."""

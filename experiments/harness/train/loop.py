@@ -16,8 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.harness.app import errors, progress, termination
-from experiments.harness.store import checkpoints, files, identity, records
+from experiments.harness.app import errors, processes, progress, termination
+from experiments.harness.store import (
+  checkpoints,
+  files,
+  identity,
+  programs,
+  records,
+)
 from experiments.harness.train import (
   compiled,
   context,
@@ -54,8 +60,9 @@ def train(
 
   Raises:
     ValueError: if arguments are inconsistent.
-    OtherRunError: if the folder holds a run with other settings, or a longer
-      one.
+    OtherRunError: if the folder holds a run with other settings or data, of
+      another program, or a longer one.
+    SettingsError: if the processes of the run differ in their arguments.
     AllStoppedError: if all members stopped. Several members are saved at their
       last finite params, a single one at the last checkpoint. The error has the
       `Trained` of the run.
@@ -67,12 +74,21 @@ def train(
   training = training._replace(seeds=seeds)
   measure = Measure() if measure is None else measure
   _check(task, training, measure)
+  identified = {}
+  if training.workdir is not None or jax.process_count() > 1:
+    identified = _identify(task, training, measure)
+    # Before data are placed, which waits for the other processes.
+    length = {'train.steps': training.steps}
+    processes.compare(f'runs {training.name}', identified | length)
   runner, places = _compile(solver, task, training, measure)
+  if jax.process_count() > 1:
+    digests, _ = runner.identify(training.layout)
+    processes.compare(f'programs of {training.name}', digests)
   with contextlib.ExitStack() as stack:
     terminated = stack.enter_context(termination.deferred())
     storage = _Storage(records.Records())
     if training.workdir is not None:
-      storage = _open(stack, task, training, measure, runner.shapes)
+      storage = _open(stack, training, identified, runner)
     recorder = metrics.Recorder(
       storage.history, runner, places, seeds, training.steps, measure
     )
@@ -175,8 +191,9 @@ class _Loop:
   def save(self) -> None:
     """Saves a checkpoint if there is a folder and params are finite."""
     if self._storage.writer and not self._lost():
-      seconds = self._runner.seconds()
-      self._storage.writer.save(self.step, self._carry, seconds)
+      extra = self._runner.seconds()
+      extra |= {'records': len(self._recorder.history.records)}
+      self._storage.writer.save(self.step, self._carry, extra)
       self._saved_at, self._saved_step = time.monotonic(), self.step
 
   def finish(self) -> None:
@@ -264,33 +281,31 @@ def _compile(
 
 def _open(
   stack: contextlib.ExitStack,
-  task: Task,
   training: Training,
-  measure: Measure,
-  shapes: Any,
+  identified: dict[str, Any],
+  runner: compiled.Compiled,
 ) -> _Storage:
   """Opens the folder of a run, and checks that it belongs to this run."""
   folder = files.make_folder(pathlib.Path(training.workdir) / training.name)
   if files.is_writer():
     stack.enter_context(files.locked(folder))
-  settings = training.settings or {}
-  if dataclasses.is_dataclass(settings):
-    settings = dataclasses.asdict(settings)
-  checkpoints.check_settings(
-    folder / 'settings.json',
-    dict(settings) | _identify(task, training, measure),
+  checkpoints.check_settings(folder / 'settings.json', identified)
+  programs.check_program(
+    folder / 'program.json', *runner.identify(training.layout)
   )
   writer = checkpoints.Checkpoints(folder / 'checkpoints')
   stack.callback(writer.close)
-  restored = writer.restore(shapes)
-  since = -1 if restored is None else restored.step
+  restored = writer.restore(runner.shapes)
+  since, count = -1, None
+  if restored is not None:
+    since, count = restored.step, restored.extra.get('records')
   if since > training.steps:
     raise errors.OtherRunError(
       f'{folder} holds a run of {since} steps, more than '
       f'steps={training.steps}. Give at least as many, or another --workdir.'
     )
   if files.is_writer():
-    history = records.MetricsWriter(folder, step=since)
+    history = records.MetricsWriter(folder, step=since, count=count)
     stack.callback(history.close)
   else:
     path = folder / 'metrics.jsonl'
@@ -301,8 +316,11 @@ def _open(
 def _identify(
   task: Task, training: Training, measure: Measure
 ) -> dict[str, Any]:
-  """Returns what identifies a run besides its settings: digests of its data."""
-  identified: dict[str, Any] = {
+  """Returns what identifies a run: its settings, and digests of its data."""
+  settings = training.settings or {}
+  if dataclasses.is_dataclass(settings):
+    settings = dataclasses.asdict(settings)
+  identified: dict[str, Any] = dict(settings) | {
     'train.chunk': training.chunk,
     'train.seeds': list(training.seeds),
     'train.select': measure.select,
@@ -310,8 +328,10 @@ def _identify(
   if task.stream is not None:
     identified['train.stream'] = task.stream.description()
     if task.stream.files:
+      # Without a folder, nothing caches the digests.
+      folder = training.workdir and files.make_folder(training.workdir)
       identified |= identity.digest_files(
-        'train.files', task.stream.files, files.make_folder(training.workdir)
+        'train.files', task.stream.files, folder
       )
   for kind in ('data', 'frozen', 'own', 'hyper'):
     identified |= identity.digests(f'train.{kind}', getattr(task, kind))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.harness.store import loading
+from experiments.harness.store import loading, programs
 from experiments.harness.train.context import (
   Context,
   Members,
@@ -94,6 +94,7 @@ class Program:
     self._evaluate, self._count, self._select = evaluate, count, select
     self._over_members = functools.partial(over_members, at_once=at_once)
     self._jitted: dict[Any, Any] = {}
+    self._digests: dict[Any, dict[str, str]] = {}
 
   @property
   def freezes(self) -> bool:
@@ -179,6 +180,48 @@ class Program:
       step=jnp.where(better, step, best.step),
       score=jnp.where(better, score, best.score),
     )
+
+  def digests(
+    self,
+    carry: Carry,
+    every: Members,
+    shared: Shared,
+    streamed: Any = None,
+    *,
+    steps: bool = True,
+  ) -> dict[str, str]:
+    """Digests what the functions compute for one member, by their names.
+
+    The digests do not depend on the numbers of members and of steps.
+
+    Args:
+      carry: shapes of the carry.
+      every: members, or their shapes.
+      shared: shared data, or their shapes.
+      streamed: shapes of a stream's batch.
+      steps: whether to include the step.
+    """
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    shared, streamed = jax.tree.map(shape, (shared, streamed))
+    names = ('params', 'state', 'losses', 'stopped', 'culprits')
+    arrays = tuple(getattr(carry, name) for name in names)
+    member, arrays = jax.tree.map(one, (jax.tree.map(shape, every), arrays))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    calls = {
+      'init': (self._init_one, (), member, shared),
+      'evaluate': (self._measure_one, arrays[:3], member, (shared, step)),
+    }
+    if steps:
+      inputs = shared, step, streamed
+      calls['the step'] = self._streamed_one, arrays, member, inputs
+    leaves, structure = jax.tree.flatten([args for _, *args in calls.values()])
+    key = structure, tuple((x.shape, x.dtype) for x in leaves)
+    if key not in self._digests:
+      self._digests[key] = {
+        name: programs.digest(*call) for name, call in calls.items()
+      }
+    return self._digests[key]
 
   def culprits(self, carry: Carry) -> tuple[str, ...]:
     """Returns the names of the columns of `Carry.culprits`."""

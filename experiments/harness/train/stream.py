@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.app import errors
@@ -109,6 +110,16 @@ class Stream:
       'seed': self._seed,
     }
 
+  def batch_shapes(self) -> Any:
+    """Returns shapes of a batch, of the shortest bucket with examples."""
+    i = next(i for i, rows in enumerate(self._rows) if len(rows))
+    one = self._batch(self._rows[i][:1], self._buckets[i])
+    size = self.batch_sizes[i]
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jnp.result_type(x)),
+      one,
+    )
+
   @functools.cached_property
   def _digest(self) -> str:
     # With files, the first examples show how they are decoded.
@@ -143,22 +154,26 @@ class Stream:
     low, high = _own_rows(size, sharding)
 
     def make(rows):
-      examples = [self._source[int(row)] for row in rows[low:high]]
-      padded = {
-        name: _pad([x[name] for x in examples], length, value)
-        for name, value in self._pad.items()
-      }
-      if padded:
-        examples = [
-          {name: x[name] for name in x if name not in padded} for x in examples
-        ]
-      batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-      return batch | padded if padded else batch, (size, low)
+      return self._batch(rows[low:high], length), (size, low)
 
     rows = grain.MapDataset.source(self._rows[i]).seed(self._seed + i)
     # Practically endless; really endless ones overflow in batches of one.
     epochs = 2**40 // len(self._source)
     return rows.shuffle().repeat(epochs).batch(size).map(make)
+
+  def _batch(self, rows: Any, length: int | None) -> Any:
+    """Reads examples, and stacks them."""
+    examples = [self._source[int(row)] for row in rows]
+    padded = {
+      name: _pad([x[name] for x in examples], length, value)
+      for name, value in self._pad.items()
+    }
+    if padded:
+      examples = [
+        {name: x[name] for name in x if name not in padded} for x in examples
+      ]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+    return batch | padded if padded else batch
 
 
 def _own_rows(size: int, sharding: Any) -> tuple[int, int]:

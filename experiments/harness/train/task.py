@@ -32,7 +32,8 @@ class Task(NamedTuple):
       `Layout` says.
     stream: a `Stream` of batches from the host, or an object with its methods,
       for data that exceeds the memory of a device; all members get the same
-      batch, `context.streamed`. Each step is one dispatch.
+      batch, `context.streamed`. Each step is one dispatch. Without the method
+      `batch_shapes`, a changed step is not detected.
   """
 
   init: Callable[[Context], Any]
@@ -59,7 +60,8 @@ class Training(NamedTuple):
       None writes nothing.
     name: subfolder of `workdir`, and the name in messages.
     settings: a dataclass or mapping of plain values. A run in the same folder
-      with other settings, `data`, `frozen`, `own` or `hyper` is refused.
+      with other settings, `data`, `frozen`, `own` or `hyper` is refused, also
+      one whose init, step or `evaluate` compute something else.
     at_once: members that are mapped by `vmap`; None for all. All at once is
       faster for tiny steps, or small weights on shared data, whose products
       become one. Choose 1 for a network whose activations exceed the cache of

@@ -1,6 +1,7 @@
 """Tests of checkpoints: what survives, and what a damaged one leads to."""
 
 import resource
+import shutil
 import warnings
 
 import jax
@@ -140,6 +141,16 @@ class TestDamage:
     assert len(messages) == 3
     assert 'starting at step 0' in messages[-1]
 
+  @pytest.mark.parametrize('name', ['\u00b2', '\u0665\u0660', '050'])
+  def test_a_step_in_other_digits_is_put_aside(self, saved, name):
+    """Python reads the digits of any script, and fails on a superscript."""
+    shutil.copytree(saved / '20', saved / name)
+    with pytest.warns(RuntimeWarning, match='plain digits; moved to') as caught:
+      assert restore(saved).step == 20
+    assert len(caught) == 1
+    assert (saved.parent / 'damaged' / name).is_dir()
+    assert sorted(path.name for path in saved.iterdir()) == ['10', '20']
+
   def test_a_half_written_checkpoint_is_ignored(self, saved):
     (saved / '30.orbax-checkpoint-tmp').mkdir()
     assert restore(saved).step == 20
@@ -157,6 +168,52 @@ class TestDamage:
     assert (folder / 'metrics.jsonl').read_bytes() == (
       tmp_path / 'whole' / 'run' / 'metrics.jsonl'
     ).read_bytes()
+
+  @pytest.mark.parametrize('second', ['metrics', 'settings', 'checkpoint'])
+  def test_two_damaged_files_at_once_are_both_put_aside(
+    self, train, tmp_path, second
+  ):
+    """And no record is lost without a warning."""
+    folder, whole = tmp_path / 'run', tmp_path / 'whole' / 'run'
+    train(workdir=tmp_path / 'whole')
+    train(steps=30)
+    about = folder / 'checkpoints' / '30' / 'about' / 'metadata'
+    other = {
+      'metrics': folder / 'metrics.jsonl',
+      'settings': folder / 'settings.json',
+      'checkpoint': folder / 'checkpoints' / '20' / 'about' / 'metadata',
+    }[second]
+    for path in (about, other):
+      path.write_bytes(path.read_bytes().replace(b'{', b'[', 1))
+    with pytest.warns(RuntimeWarning) as caught:
+      resumed = train()
+    told = [str(warning.message) for warning in caught]
+    lost = {'metrics': 1, 'settings': 0, 'checkpoint': 0}[second]
+    assert len(told) == (3 if second == 'checkpoint' else 2)
+    assert all('damaged' in words for words in told)
+    moved = {path.name for path in (folder / 'damaged').iterdir()}
+    assert (
+      moved
+      == {
+        'metrics': {'30', 'metrics.jsonl'},
+        'settings': {'30', 'settings.json'},
+        'checkpoint': {'20', '30', 'metrics.jsonl'},
+      }[second]
+    )
+    assert len(resumed.steps) == 4 - lost
+    lines = [x / 'metrics.jsonl' for x in (folder, whole)]
+    here, there = [x.read_bytes().splitlines() for x in lines]
+    assert here == there[lost:]
+
+  def test_a_record_that_is_missing_is_told(self, train, tmp_path):
+    """The checkpoint knows how many there were."""
+    train(steps=30)
+    path = tmp_path / 'run' / 'metrics.jsonl'
+    first, _, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + last)
+    with pytest.warns(RuntimeWarning, match='the history has a gap'):
+      assert train().steps.tolist() == [10, 30, 40]
+    assert train().steps.tolist() == [10, 30, 40]  # Known by now.
 
 
 class TestWriting:
@@ -251,3 +308,7 @@ def test_damaged_settings_are_put_aside(tmp_path, content):
     checkpoints.check_settings(path, {'rate': 0.1})
   assert path.read_bytes() == written
   assert (tmp_path / 'damaged' / 'settings.json').read_bytes() == content
+  path.unlink()
+  path.mkdir()
+  with pytest.warns(RuntimeWarning, match=r'damaged \(a folder\): taking'):
+    checkpoints.check_settings(path, {'rate': 0.1})

@@ -73,6 +73,46 @@ class TestFile:
     with pytest.warns(RuntimeWarning, match='in line 2: a gap stays there'):
       assert len(harness.read_records(path)) == 2
 
+  @pytest.mark.parametrize(
+    ('order', 'line'), [((1, 0, 2), 2), ((2, 0, 1), 2), ((0, 1, 1, 2), 3)]
+  )
+  def test_lines_out_of_order_are_sorted_and_put_aside(
+    self, tmp_path, order, line
+  ):
+    """Read in order, the first large step would end the file."""
+    path = tmp_path / 'metrics.jsonl'
+    write(tmp_path, [10, 20, 30])
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    moved = b''.join(lines[i] for i in order)
+    path.write_bytes(moved)
+    with pytest.warns(RuntimeWarning, match=f'out of order in line {line}'):
+      assert len(harness.read_records(path)) == 3
+    with pytest.warns(RuntimeWarning, match=rf'in line {line}: .*moved to'):
+      write(tmp_path, [], resume=30)
+    assert path.read_bytes() == whole
+    assert (tmp_path / 'damaged' / 'metrics.jsonl').read_bytes() == moved
+    path.write_bytes(moved)
+    with pytest.warns(RuntimeWarning, match='out of order'):
+      write(tmp_path, [], resume=20)
+    assert path.read_bytes() == b''.join(lines[:2])
+
+  def test_two_kinds_of_damage_are_both_named(self, tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    write(tmp_path, [10, 20, 30, 40])
+    a, b, c, d = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b''.join([c, b.replace(b'20.0', b'21.0'), a, d]))
+    words = 'damaged in line 2: a gap .*, and has steps out of order in line 3'
+    with pytest.warns(RuntimeWarning, match=words):
+      assert len(harness.read_records(path)) == 3
+
+  def test_a_folder_in_its_place_is_put_aside(self, tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.mkdir()
+    with pytest.warns(RuntimeWarning, match='is a folder: its records are mis'):
+      write(tmp_path, [20], resume=10)
+    assert [r['step'] for r in harness.read_records(path)] == [20]
+
   def test_a_new_run_drops_all(self, tmp_path):
     write(tmp_path, [10, 20])
     assert len(write(tmp_path, [10]).records) == 1

@@ -26,9 +26,21 @@ def run_here(script, *arguments):
   return here
 
 
-def start(script, *arguments, count=None):
-  """Starts it once, or `count` times with 8 devices over all of them."""
-  command = [sys.executable, '-W', 'error', '-c', script, *map(str, arguments)]
+def start(script, *arguments, count=None, last=(), devices=8):
+  """Starts it once, or `count` times.
+
+  Args:
+    script: Python, or the name of a module.
+    *arguments: as of its command line.
+    count: number of processes that share a run; None for one of its own.
+    last: further arguments of the last process alone.
+    devices: number of devices of all `count` processes together.
+
+  Returns:
+    The processes.
+  """
+  kind = '-c' if '\n' in script else '-m'
+  command = [sys.executable, '-W', 'error', kind, script, *map(str, arguments)]
   # The proxies of some machines confuse the detection of processes.
   plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
   each = [{}]
@@ -40,29 +52,30 @@ def start(script, *arguments, count=None):
       {
         # The last one counts.
         'XLA_FLAGS': os.environ['XLA_FLAGS']
-        + f' --xla_force_host_platform_device_count={8 // count}',
+        + f' --xla_force_host_platform_device_count={devices // count}',
         'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
         'JAX_NUM_PROCESSES': str(count),
         'JAX_PROCESS_ID': str(index),
       }
       for index in range(count)
     ]
+  more = [()] * (len(each) - 1) + [last]
   return [
     subprocess.Popen(
-      command,
+      [*command, *further],
       cwd=ROOT,
       env=plain | own,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for own in each
+    for own, further in zip(each, more, strict=True)
   ]
 
 
 def wait_for_lines(process, path, lines):
   """Waits until a file has so many lines, or the process has ended."""
-  deadline = time.monotonic() + 240
+  deadline = time.monotonic() + 600
   while time.monotonic() < deadline and process.poll() is None:
     if path.exists() and path.read_bytes().count(b'\n') >= lines:
       return
@@ -72,7 +85,7 @@ def wait_for_lines(process, path, lines):
 def finish(processes, status=0):
   """Waits for all; what they printed, if they end with this status."""
   try:
-    said = [process.communicate(timeout=240) for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
   finally:
     for process in processes:
       process.kill()
