@@ -50,6 +50,9 @@ def explained(
   try:
     yield
   except Exception as error:
+    # A user's function may be called by a loss of this library.
+    if any('bilevel_jax called' in n for n in getattr(error, '__notes__', ())):
+      raise
     names = names or tuple(f'argument {i}' for i in range(len(args)))
     given = ', '.join(f'{n} = {_shapes(a)}' for n, a in zip(names, args))
     error.add_note(

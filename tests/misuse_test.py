@@ -400,7 +400,7 @@ def test_a_mistake_is_named_at_the_call(case):
 @pytest.mark.parametrize(
   ('batch', 'given'),
   [
-    (None, 'batch = NoneType'),
+    (None, 'batch = None'),
     ({'a': jnp.ones((4, 2))}, r'batch = \{a: float32\[4, 2\]\}'),
     (
       {'a': jnp.ones((4, 2)), 'b': jnp.ones(3)},
