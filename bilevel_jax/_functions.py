@@ -54,9 +54,9 @@ def explained(
     if any('bilevel_jax called' in n for n in getattr(error, '__notes__', ())):
       raise
     names = names or tuple(f'argument {i}' for i in range(len(args)))
-    given = ', '.join(f'{n} = {_shapes(a)}' for n, a in zip(names, args))
+    shapes = ', '.join(f'{n} = {_shapes(a)}' for n, a in zip(names, args))
     error.add_note(
-      f'{subject} failed. bilevel_jax called it with {given}: check its '
+      f'{subject} failed. bilevel_jax called it with {shapes}: check its '
       'parameters and its batch, and compute with jax.numpy.'
     )
     raise
