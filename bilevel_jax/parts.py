@@ -120,7 +120,7 @@ def as_oracle(one: Any) -> Oracle:
   if isinstance(one, Oracle):
     return one
   known = isinstance(one, optax.GradientTransformation)
-  if known and not isinstance(one, Solver) and not _of_optax(one.update):
+  if known and not isinstance(one, Solver) and not _is_from_optax(one.update):
     link = optax.with_extra_args_support(one)
     return Oracle(link.init, link.update)
   kind, remedy = type(one).__name__, 'write bj.descend(oracle, lower=optimiser)'
@@ -131,21 +131,21 @@ def as_oracle(one: Any) -> Oracle:
   )
 
 
-def _of_optax(value: Any) -> bool:
+def _is_from_optax(value: Any) -> bool:
   """Whether a function and all that it closes over are optax's.
 
   Then it evaluates no loss. An oracle in a chain is in the chain's closure.
   """
   if isinstance(value, tuple | list):
-    return all(map(_of_optax, value))
+    return all(map(_is_from_optax, value))
   if isinstance(value, functools.partial):
-    return _of_optax((value.func, *value.args, *value.keywords.values()))
+    return _is_from_optax((value.func, *value.args, *value.keywords.values()))
   if not callable(value) or isinstance(value, type):
     return True
   cells = getattr(value, '__closure__', None) or ()
   inside = [cell.cell_contents for cell in cells]
   module = getattr(value, '__module__', None) or ''
-  return module.partition('.')[0] == 'optax' and _of_optax(inside)
+  return module.partition('.')[0] == 'optax' and _is_from_optax(inside)
 
 
 def around(one: Oracle, wrapper: types.Wrapper) -> Oracle:
