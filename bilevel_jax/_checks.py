@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 _Args = ParamSpec('_Args')
 _Result = TypeVar('_Result')
@@ -233,3 +234,50 @@ def preferences(
       f'for each of {objectives} objectives.'
     )
   return preference
+
+
+def optimiser(expected: str, value: Any) -> None:
+  """Raises TypeError unless a value is an optimiser.
+
+  Args:
+    expected: the start of the error.
+    value: an optax transformation; solvers and oracles are refused.
+  """
+  # Only solvers and oracles of this library have declared properties.
+  declared = {'moves', 'oracles'} & set(getattr(value, '__dict__', ()))
+  if isinstance(value, optax.GradientTransformation) and not declared:
+    return
+  remedy = 'write for instance optax.sgd(0.1)'
+  if isinstance(value, optax.MultiSteps):
+    remedy = 'write optax.MultiSteps(...).gradient_transformation()'
+  elif declared:
+    remedy = 'oracles are the positional arguments of bj.descend'
+  name = getattr(value, '__name__', type(value).__name__)
+  raise TypeError(f'{expected}, got {name}: {remedy}.')
+
+
+def sequence_fields(
+  projection: Any, steps: Any, batch_at: Any, start: Any, restart: Any
+) -> None:
+  """Raises for fields of a `Sequence` of another type; None is unset."""
+  if steps is not None:
+    whole_number('bj.Sequence', 'steps', steps)
+  plain = isinstance(projection, bool | int | float | list | str | np.ndarray)
+  if plain or type(projection) is tuple:
+    raise TypeError(
+      'set of a bj.Sequence is a projection, for instance lambda z: '
+      f'jnp.clip(z, 0, 1), got {projection!r}; a number of steps is steps=....'
+    )
+  for field, value, signature in (
+    ('batch_at', batch_at, 'lambda batch, t: batch[t]'),
+    ('start', start, 'lambda params: params.lower'),
+  ):
+    if value is not None and not callable(value):
+      raise TypeError(
+        f'{field} of a bj.Sequence is a function, for instance {signature}, '
+        f'got {type(value).__name__}.'
+      )
+  if not isinstance(restart, bool | None):
+    raise TypeError(
+      f'restart of a bj.Sequence is True or False, got {restart!r}.'
+    )

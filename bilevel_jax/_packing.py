@@ -127,6 +127,16 @@ def packed(
   return DescendState(added, numbers=numbers, **fields)
 
 
+def require_state(state: Any) -> None:
+  """Raises TypeError unless a value is the state of `bj.descend`."""
+  if not isinstance(state, DescendState):
+    raise TypeError(
+      f'the state is {type(state).__name__}, expected that of this solver: '
+      'call state = solver.init(params) before the first update, and '
+      'solver.update(batch, state, params).'
+    )
+
+
 def unpacked(state: DescendState, template: Any) -> Parts:
   """The complete states of all parts, with zero evaluations.
 

@@ -56,20 +56,24 @@ def refuse_batches(solver: str, reason: str, **records: Any) -> None:
       )
 
 
-def refuse_state(tree: Any, subject: str) -> None:
+def refuse_state(
+  tree: Any,
+  subject: str,
+  remedy: str = 'call solver.update(batch, state, params)',
+) -> None:
   """Raises TypeError if a tree is the state of a solver or of a chain.
 
   Args:
     tree: a batch or parameters.
     subject: the start of the error, 'the batch is' for instance.
+    remedy: the call to make.
   """
   nodes = (tree, *tree) if type(tree) is tuple else (tree,)
   for kind in map(type, nodes):
     own = kind.__module__.partition('.')[0] == 'bilevel_jax'
     if own and kind.__name__.endswith('State'):
       raise TypeError(
-        f'{subject} the state of a solver: call solver.update(batch, state, '
-        'params), in this order.'
+        f'{subject} the state of a solver: {remedy}, in this order.'
       )
 
 
@@ -158,6 +162,11 @@ def apply_updates(params: _Params, updates: Any) -> _Params:
     3.0 [0. 0.]
   """
   refuse_rows(updates, 'apply_updates')
+  refuse_state(
+    updates,
+    'the updates are',
+    'write updates, state = solver.update(batch, state, params)',
+  )
   if is_sequences(params):
     fields: Any = params
     return type(params)(

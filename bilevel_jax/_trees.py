@@ -23,7 +23,21 @@ def require_real(params: Any) -> None:
   would need conjugates.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    numeric = isinstance(leaf, bool | int | float | complex)
+    if not numeric and not hasattr(leaf, 'dtype'):
+      raise TypeError(
+        f'a leaf of the parameters ({jax.tree_util.keystr(path) or "itself"}) '
+        f'is {type(leaf).__name__}, expected an array: call '
+        'solver.init(params) with the parameters alone.'
+      )
     dtype = jnp.asarray(leaf).dtype
+    if dtype == jnp.float16:
+      raise TypeError(
+        f'a leaf of the parameters ({jax.tree_util.keystr(path) or "itself"}) '
+        'is float16, in which constants of optimisers are zero (1e-8 of '
+        'optax.adam): hold it in bfloat16, or in float32 with casts in the '
+        'loss.'
+      )
     if jnp.issubdtype(dtype, jnp.floating):
       continue
     where = jax.tree_util.keystr(path) or 'itself'

@@ -94,6 +94,8 @@ def descend(
     raise ValueError('descend takes at least one oracle.')
   order = tuple(base.as_oracle(one) for one in oracles)
   records = {n: types.as_sequence(s, n) for n, s in sequences.items()}
+  for one in order:
+    _records.require_records(one.moves or (), records)
   links = {
     n: optax.with_extra_args_support(s.optimiser) for n, s in records.items()
   }
@@ -109,9 +111,10 @@ def descend(
     )
 
   def init_fn(params):
+    starts = _records.starts(records, params)
+    _trees.require_real(params)
     # Copies, because buffers that params and state share cannot be donated.
     copied = lambda tree: jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-    starts = _records.starts(records, params)
     added = {n: copied(start(params)) for n, start in starts.items()}
     z = _joint(params, added)
     dtype = _trees.widest_dtype(z)
@@ -119,6 +122,7 @@ def descend(
 
   def update_fn(batch, state, params=None, **extra_args):
     base.require_batch(batch, params)
+    _packing.require_state(state)
     added = _records.starts(records, params)
     z = _joint(params, state.sequences)
     unpacked = _packing.unpacked(state, jax.eval_shape(init_parts, z))

@@ -6,6 +6,7 @@ two functions. Every wrapper of this library keeps the other properties, and
 properties; `bj.oracles.aggregated` keeps them.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ class _Value(optax.GradientTransformationExtraArgs):
       f'{name} of a {kind} is read-only: make another one by '
       f'_replace({name}=...).'
     )
+
+  def __repr__(self) -> str:
+    """The two calls; errors of JAX show it, for instance of jax.jit(solver)."""
+    kind = type(self).__name__
+    return f'<{kind}: call .init(params) and .update(batch, state, params)>'
 
   def _replace(self, **fields: Any) -> Any:
     """Copies it with other fields."""
@@ -108,17 +114,38 @@ def as_oracle(one: Any) -> Oracle:
   """Converts a transformation to an oracle without declared properties.
 
   Raises:
-    TypeError: for anything but a transformation.
+    TypeError: for anything but a transformation, for a solver, and for an
+      optimiser of optax.
   """
   if isinstance(one, Oracle):
     return one
-  if not isinstance(one, optax.GradientTransformation):
-    raise TypeError(
-      f'expected an oracle, for instance bj.gradient(loss), got '
-      f'{type(one).__name__}.'
-    )
-  link = optax.with_extra_args_support(one)
-  return Oracle(link.init, link.update)
+  known = isinstance(one, optax.GradientTransformation)
+  if known and not isinstance(one, Solver) and not _is_from_optax(one.update):
+    link = optax.with_extra_args_support(one)
+    return Oracle(link.init, link.update)
+  kind, remedy = type(one).__name__, 'write bj.descend(oracle, lower=optimiser)'
+  if known and not isinstance(one, Solver):
+    kind = 'an optimiser of optax'
+  raise TypeError(
+    f'expected an oracle, for instance bj.gradient(loss), got {kind}: {remedy}.'
+  )
+
+
+def _is_from_optax(value: Any) -> bool:
+  """Whether a function and all that it closes over are optax's.
+
+  Then it evaluates no loss. An oracle in a chain is in the chain's closure.
+  """
+  if isinstance(value, tuple | list):
+    return all(map(_is_from_optax, value))
+  if isinstance(value, functools.partial):
+    return _is_from_optax((value.func, *value.args, *value.keywords.values()))
+  if not callable(value) or isinstance(value, type):
+    return True
+  cells = getattr(value, '__closure__', None) or ()
+  inside = [cell.cell_contents for cell in cells]
+  module = getattr(value, '__module__', None) or ''
+  return module.partition('.')[0] == 'optax' and _is_from_optax(inside)
 
 
 def around(one: Oracle, wrapper: types.Wrapper) -> Oracle:

@@ -212,7 +212,11 @@ class Gramian(NamedTuple):
     return self.lengths[:, None] * self.cosines * self.lengths
 
 
-class Sequence(NamedTuple):
+class Sequence(
+  collections.namedtuple(
+    '_Sequence', 'optimiser set steps batch_at start restart'
+  )
+):
   r"""How one sequence moves; `descend` takes a record for each sequence.
 
   The oracle determines the gradient and where it is evaluated. The record
@@ -251,14 +255,27 @@ class Sequence(NamedTuple):
       solver's state only; with `restart`, to the first value in each update.
     restart: whether the sequence returns to its start in each update. Unset,
       False.
+
+  Raises:
+    TypeError: if a field has another type.
+    ValueError: if the steps are not a whole number >= 1.
   """
 
-  optimiser: Any
-  set: Any = None
-  steps: Any = None
-  batch_at: Callable[[Any, Any], Any] | None = None
-  start: Callable[[Any], Any] | None = None
-  restart: Any = None
+  __slots__ = ()
+
+  def __new__(
+    cls,
+    optimiser: Any,
+    set: Any = None,
+    steps: Any = None,
+    batch_at: Callable[[Any, Any], Any] | None = None,
+    start: Callable[[Any], Any] | None = None,
+    restart: Any = None,
+  ) -> 'Sequence':
+    """Checks the fields."""
+    _checks.optimiser('bj.Sequence takes an optax optimiser', optimiser)
+    _checks.sequence_fields(set, steps, batch_at, start, restart)
+    return super().__new__(cls, optimiser, set, steps, batch_at, start, restart)
 
 
 # What a named solver takes for each of its sequences.
@@ -277,9 +294,7 @@ def as_sequence(record: Any, name: str, **defaults: Any) -> Sequence:
     A `Sequence` with `steps` and `restart`.
 
   Raises:
-    TypeError: for anything else, for instance a number; if `batch_at` or
-      `start` is not a function, or `restart` not a boolean.
-    ValueError: if the steps are not a whole number >= 1.
+    TypeError: for anything else, for instance a number.
 
   Example:
     >>> import bilevel_jax as bj, optax
@@ -287,38 +302,13 @@ def as_sequence(record: Any, name: str, **defaults: Any) -> Sequence:
     >>> print(record.steps, record.restart)
     5 False
   """
-  sequence = record if isinstance(record, Sequence) else Sequence(record)
-  optimiser = sequence.optimiser
-  if not isinstance(optimiser, optax.GradientTransformation):
-    remedy = (
-      'write optax.MultiSteps(...).gradient_transformation()'
-      if isinstance(optimiser, optax.MultiSteps)
-      else 'write for instance optax.sgd(0.1)'
-    )
-    raise TypeError(
-      f'{name} takes an optax optimiser or a bj.Sequence of one, got '
-      f'{type(optimiser).__name__}: {remedy}.'
-    )
+  if not isinstance(record, Sequence):
+    expected = f'{name} takes an optax optimiser or a bj.Sequence of one'
+    _checks.optimiser(expected, record)
+    record = Sequence(record)
   usual = {'steps': 1, 'restart': False} | defaults
-  unset = {n: v for n, v in usual.items() if getattr(sequence, n) is None}
-  sequence = sequence._replace(**unset)
-  _checks.whole_number(f'the sequence {name}', 'steps', sequence.steps)
-  for field, signature in (
-    ('batch_at', 'lambda batch, t: batch[t]'),
-    ('start', 'lambda params: params.lower'),
-  ):
-    value = getattr(sequence, field)
-    if value is not None and not callable(value):
-      raise TypeError(
-        f'{field} of the sequence {name} is a function, for instance '
-        f'{signature}, got {type(value).__name__}.'
-      )
-  if not isinstance(sequence.restart, bool):
-    raise TypeError(
-      f'restart of the sequence {name} is True or False, got '
-      f'{sequence.restart!r}.'
-    )
-  return sequence
+  unset = {n: v for n, v in usual.items() if getattr(record, n) is None}
+  return record._replace(**unset)
 
 
 def value_sequence(

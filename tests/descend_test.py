@@ -507,7 +507,7 @@ ERRORS = {
   'no optimiser in a record': (
     lambda: two_losses(upper=S(None), lower=SGD),
     TypeError,
-    'upper takes an optax optimiser',
+    'bj.Sequence takes an optax optimiser, got NoneType',
   ),
   'an optimiser of several steps': (
     lambda: two_losses(upper=optax.MultiSteps(SGD, 2), lower=SGD),
@@ -517,22 +517,22 @@ ERRORS = {
   'a start that is an array': (
     lambda: two_losses(upper=SGD, lower=S(SGD, start=jnp.zeros(2))),
     TypeError,
-    'start of the sequence lower is a function, .*lambda params',
+    'start of a bj.Sequence is a function, .*lambda params',
   ),
   'a batch for a function of batches': (
     lambda: two_losses(upper=S(SGD, steps=2, batch_at=3), lower=SGD),
     TypeError,
-    'batch_at of the sequence upper is a function, .* lambda batch, t.*got int',
+    'batch_at of a bj.Sequence is a function, .* lambda batch, t.*got int',
   ),
   'a word for a boolean': (
     lambda: two_losses(upper=SGD, lower=S(SGD, restart='yes')),
     TypeError,
-    "restart of the sequence lower is True or False, got 'yes'",
+    "restart of a bj.Sequence is True or False, got 'yes'",
   ),
   'no steps': (
     lambda: two_losses(upper=S(SGD, steps=0), lower=SGD),
     ValueError,
-    'the sequence upper takes a whole number of steps >= 1, got 0',
+    'bj.Sequence takes a whole number of steps >= 1, got 0',
   ),
   'a missing record': (
     lambda: two_losses(upper=SGD),
@@ -589,7 +589,7 @@ ERRORS = {
   'a set that is no function': (
     lambda: two_losses(upper=S(SGD, set=3.0), lower=SGD),
     TypeError,
-    'the set of the sequence upper is a function .* got float',
+    'set of a bj.Sequence is a projection, .* got 3.0',
   ),
   'a joint set with a missing sequence': (
     lambda: two_losses(

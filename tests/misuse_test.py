@@ -1,5 +1,8 @@
 """Wrong uses of a solver end in one sentence."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -213,3 +216,212 @@ def test_former_arguments_go_into_their_records():
     bj.solvers.seal_penalty(0.9, decay=0.1, epoch=2, least=0.2)
   with pytest.warns(DeprecationWarning, match='is now whole_number'):
     assert bj.checks.whole('mine', 'steps', 3) == 3
+
+
+LOWER = bj.lower_gradient(PROBLEM)
+HISTORY = [{'upper': 1.0, 'lower': 1.0, 'gap': 0.1}] * 9
+# A mistake at the construction of a part, and words of the error.
+CONSTRUCTIONS = {
+  'an optimiser for an oracle': (
+    lambda: bj.descend(SGD, lower=SGD),
+    r'expected an oracle.*got an optimiser of optax: write bj.descend\(oracle',
+  ),
+  'an optimiser after an oracle': (
+    lambda: bj.descend(LOWER, optax.adam(0.1)),
+    'expected an oracle.*got an optimiser of optax',
+  ),
+  'a chain of optimisers': (
+    lambda: bj.descend(optax.chain(optax.clip(1.0), SGD), lower=SGD),
+    'got an optimiser of optax',
+  ),
+  'a solver for an oracle': (
+    lambda: bj.descend(CASES['descend']()[0], lower=SGD),
+    'expected an oracle.*got Solver',
+  ),
+  'an oracle for an optimiser': (
+    lambda: bj.descend(LOWER, lower=LOWER),
+    'lower takes an optax optimiser.*got Oracle: oracles are the positional',
+  ),
+  'no record': (
+    lambda: bj.descend(LOWER),
+    'lower has a gradient but no optimiser: give lower=',
+  ),
+  'a step for an optimiser': (
+    lambda: bj.Sequence(0.1),
+    r'bj.Sequence takes an optax optimiser, got float: .*optax.sgd\(0.1\)',
+  ),
+  'no steps': (
+    lambda: bj.Sequence(SGD, steps=0),
+    'bj.Sequence takes a whole number of steps >= 1, got 0',
+  ),
+  'steps in the place of the set': (
+    lambda: bj.Sequence(SGD, 10),
+    'set of a bj.Sequence is a projection.* got 10; .* steps=',
+  ),
+  'bounds for a set': (
+    lambda: bj.Sequence(SGD, set=(0, 1)),
+    r'set of a bj.Sequence is a projection.* got \(0, 1\)',
+  ),
+  'a number for a loss': (
+    lambda: bj.lower_gradient(bj.BilevelProblem(PROBLEM.upper, 3.0)),
+    r'the lower loss is a function of \(x, y, batch\), got float',
+  ),
+  'a loss without a batch': (
+    lambda: bj.lower_gradient(bj.BilevelProblem(lambda x, y: y, lambda p: p)),
+    r'the upper loss is a function of \(x, y, batch\), got one of \(x, y\)',
+  ),
+  'a problem for a loss': (
+    lambda: bj.gradient(PROBLEM),
+    r'the loss is a function of \(params, batch\), got BilevelProblem',
+  ),
+  'objectives of one argument': (
+    lambda: bj.multi_objective(lambda p: p, 2),
+    r'a loss is a function of \(params, batch\), got one of \(p\)',
+  ),
+  'numbers for objectives': (
+    lambda: bj.multi_objective([1.0, 2.0]),
+    'each loss is a function of .*, got float',
+  ),
+  'a list of increments': (
+    lambda: bj.stsa([lambda z, b: z.x], steps=0.1),
+    'stsa takes a dict from names .* got list',
+  ),
+  'a number for an increment': (
+    lambda: bj.stsa({'x': 1.0}, steps=0.1),
+    r'the increment of x is a function of \(params, batch\), got float',
+  ),
+  'a word for a step': (
+    lambda: bj.stsa({'x': lambda z, b: z.x}, steps='0.1'),
+    "the step of x is a weight >= 0.*got '0.1'",
+  ),
+  'an optimiser that is not called': (
+    lambda: bj.stsa({'x': lambda z, b: z.x}, steps=optax.sgd),
+    'the step of x is a weight >= 0.*from the schedule',
+  ),
+  'a word for a linear solver': (
+    lambda: bj.aid_bilevel(PROBLEM, upper=SGD, lower=SGD, solve='cg'),
+    "a linear solver is a function, got 'cg'",
+  ),
+  'a linear solver that is not called': (
+    lambda: bj.implicit(PROBLEM, solve=bj.linear_solvers.neumann),
+    r'a linear solver is a function, got .*conjugate_gradient\(10\)',
+  ),
+  'numbers for a history': (
+    lambda: bj.diagnose([1.0, 2.0]),
+    r'reads a history.*got list of float: call history.append\(bj.values',
+  ),
+  'a state for a history': (
+    lambda: bj.diagnose(CASES['descend']()[0].init(NESTED)),
+    'reads a history.*got DescendState',
+  ),
+  'words in a history': (
+    lambda: bj.diagnose({'upper': ['a'] * 9}),
+    'reads a history.*got other values',
+  ),
+  'histories of two lengths': (
+    lambda: bj.diagnose({'upper': [1.0] * 9, 'lower': [1.0] * 8}),
+    r'of one length by name; got shapes \[\(8,\), \(9,\)\]',
+  ),
+  'params before the problem': (
+    lambda: bj.diagnose(HISTORY, NESTED, PROBLEM),
+    'the problem is a bj.BilevelProblem.*got BilevelParams',
+  ),
+  'a list of params': (
+    lambda: bj.diagnostics.lower_minimiser(PROBLEM, [0.0, 0.0]),
+    'lower_minimiser works on the sequences upper, lower.*are list',
+  ),
+  'params before the problem in suggest': (
+    lambda: bj.suggest(NESTED, PROBLEM, key=0, gap=1.0),
+    'the problem is a bj.BilevelProblem.*got BilevelParams',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', CONSTRUCTIONS)
+def test_a_mistake_is_named_at_construction(case):
+  make, words = CONSTRUCTIONS[case]
+  with pytest.raises((TypeError, ValueError), match=words):
+    make()
+
+
+def _updated(params=NESTED, batch=None, state=None):
+  solver, _, _ = CASES['descend']()
+  batch = jnp.ones(2) if batch is None else batch
+  return solver.update(batch, state or solver.init(params), params)
+
+
+CALLS = {
+  'updates and state swapped': (
+    lambda: bj.apply_updates(NESTED, _updated()[1]),
+    r'the updates are the state.*write updates, state = solver.update\(batch',
+  ),
+  'both results as updates': (
+    lambda: bj.apply_updates(NESTED, _updated()),
+    'the updates are the state of a solver',
+  ),
+  'the state of an optimiser': (
+    lambda: _updated(state=SGD.init(NESTED)),
+    r'the state is tuple.*call state = solver.init\(params\)',
+  ),
+  'a problem for params': (
+    lambda: CASES['descend']()[0].init(PROBLEM),
+    r'leaf of the parameters \(.upper\) is function.*solver.init\(params\)',
+  ),
+  'float16': (
+    lambda: _updated(jax.tree.map(lambda x: x.astype(jnp.float16), NESTED)),
+    'is float16, in which constants of optimisers are zero.*bfloat16',
+  ),
+  'an optimiser before an oracle': (
+    lambda: optax.chain(SGD, bj.gradient(_loss)).init(FLAT),
+    r'not the first link of optax.chain.*optax.chain\(oracle, optimiser\)',
+  ),
+  'clipping before a solver': (
+    lambda: optax.chain(optax.clip(1.0), CASES['descend']()[0]).init(NESTED),
+    'earlier links would change its batch',
+  ),
+  'the state before the params': (
+    lambda: bj.check_finite(CASES['descend']()[0].init(NESTED), NESTED),
+    r'the parameters are the state.*call check_finite\(params, state\)',
+  ),
+  'jit of a solver': (
+    lambda: jax.jit(CASES['descend']()[0]),
+    r'Solver: call .init\(params\) and .update\(batch, state, params\)',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', CALLS)
+def test_a_mistake_is_named_at_the_call(case):
+  make, words = CALLS[case]
+  with pytest.raises(TypeError, match=words):
+    make()
+
+
+@pytest.mark.parametrize(
+  ('batch', 'given'),
+  [
+    (None, 'batch = None'),
+    ({'a': jnp.ones((4, 2))}, r'batch = \{a: float32\[4, 2\]\}'),
+    (
+      {'a': jnp.ones((4, 2)), 'b': jnp.ones(3)},
+      r'batch = \{a: float32\[4, 2\], b: float32\[3\]\}',
+    ),
+  ],
+)
+def test_an_error_in_a_loss_shows_what_it_was_given(batch, given):
+  """A missing batch, a missing leaf, and leaves of two lengths."""
+  fit = lambda x, y, batch: jnp.mean((batch['a'] @ y - batch['b']) ** 2)
+  problem = bj.BilevelProblem(fit, fit)
+  coupled = {'lower': lambda z, batch: -fit(z.upper, z.lower, batch)}
+  losses = lambda z, batch: jnp.stack([fit(*z, batch), fit(*z, batch)])
+  for solver in (
+    bj.v_pbgd(problem, penalty=1.0, upper=SGD, lower=SGD),
+    bj.aid_bilevel(problem, upper=SGD, lower=SGD),
+    bj.descend(bj.lower_gradient(problem), lower=SGD),
+    bj.stsa(coupled, steps=0.1),
+    optax.chain(bj.multi_objective(losses, 2), bj.aggregators.moco(2), SGD),
+  ):
+    with pytest.raises((TypeError, KeyError, ValueError)) as raised:
+      solver.update(batch, solver.init(NESTED), NESTED)
+    (note,) = [n for n in raised.value.__notes__ if 'bilevel_jax' in n]
+    assert re.search(rf'called it with .*{given}', note), note

@@ -34,8 +34,10 @@ def test_the_penalty_example_prints_what_it_says():
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     exec(compile('\n'.join(codes), 'README.md', 'exec'), {})  # noqa: S102
-  _, verdict, *losses = printed.getvalue().split()
-  (shown,) = re.findall(r'verdict\)  # (\w+)', codes[1])
+  # The verdict, or the whole diagnosis.
+  _, diagnosis, *losses = printed.getvalue().splitlines()
+  verdict = diagnosis.partition(':')[0]
+  (shown,) = re.findall(r'diagnose\(.*\)  # (\w+)', codes[1])
   (comment,) = re.findall(r"'validation'\]\)\)  # (.*)", codes[1])
   expected = list(map(float, re.findall(r'0\.\d+', comment)))
   assert verdict == shown

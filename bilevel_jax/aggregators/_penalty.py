@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import _trees, states, types
+from bilevel_jax import _functions, _trees, states, types
 from bilevel_jax.aggregators import _rows
 
 
@@ -17,11 +17,13 @@ def _check_weight(value: Any, where: str, what: str, positive: bool) -> None:
   if isinstance(value, jax.core.Tracer):
     return
   # NumPy works inside a traced function too.
-  fits = np.asarray(value) > 0 if positive else np.asarray(value) >= 0
-  if np.ndim(value) or not fits:
+  array = np.asarray(value)
+  real = array.dtype.kind in 'iuf' or hasattr(value, 'dtype')
+  fits = real and not array.ndim and (array > 0 if positive else array >= 0)
+  if not fits:
     bound = '> 0' if positive else '>= 0'
     raise ValueError(
-      f'{what} is a weight {bound}, a scalar; got {value}{where}.'
+      f'{what} is a weight {bound}, a scalar; got {value!r}{where}.'
     )
 
 
@@ -53,7 +55,9 @@ def checked_schedule(
     # A compiled step cannot raise errors, so the schedule is sampled now.
     for step in (0, *(10**k for k in range(7))):
       where = f' from the schedule at step {step}'
-      _check_weight(weight(step), where, what, positive)
+      with _functions.explained(f'the schedule of {what}', ('count',), (step,)):
+        value = weight(step)
+      _check_weight(value, where, what, positive)
     schedule = weight
   if not positive:
     return schedule

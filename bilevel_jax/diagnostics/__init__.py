@@ -8,7 +8,7 @@ from bilevel_jax.diagnostics._bilevel import (
   lower_minimiser,
   penalty_gap,
 )
-from bilevel_jax.diagnostics._diagnose import Diagnosis, diagnose
+from bilevel_jax.diagnostics._diagnose import diagnose
 from bilevel_jax.diagnostics._multi_objective import (
   MultiGradientBias,
   conflict_cosines,
@@ -27,6 +27,7 @@ from bilevel_jax.diagnostics._state import (
 )
 from bilevel_jax.diagnostics._suggest import suggest
 from bilevel_jax.diagnostics._suggestion import Suggestion
+from bilevel_jax.diagnostics._verdicts import Diagnosis
 from bilevel_jax.diagnostics._walk import WalkSettings
 
 __all__ = [

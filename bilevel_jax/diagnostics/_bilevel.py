@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _checks, linear_solvers, types
+from bilevel_jax import _checks, _sequences, linear_solvers, types
 from bilevel_jax.oracles import _implicit, _value_gap, base
 from bilevel_jax.projections import AffineSet, Projection, _affine
 
@@ -57,6 +57,7 @@ def lower_minimiser(
   """
   steps = _checks.whole_number('lower_minimiser', 'steps', steps)
   _, lower = base.checked_losses(problem)
+  _sequences.require_sequences(params, ('upper', 'lower'), 'lower_minimiser')
   loss = lambda y: lower(params.upper, y, batch)
 
   def run(solver, y, best, length):

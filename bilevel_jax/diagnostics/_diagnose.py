@@ -2,29 +2,17 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from bilevel_jax import _checks, types
-from bilevel_jax.diagnostics import _series, _walk
+from bilevel_jax import _checks, _sequences, types
+from bilevel_jax.diagnostics import _series, _verdicts, _walk
+from bilevel_jax.diagnostics._verdicts import Diagnosis
 from bilevel_jax.oracles import base
 
 _DEFAULTS = _walk.WalkSettings(points=8, solve_steps=50)
-
-
-class Diagnosis(NamedTuple):
-  """The result of `diagnose`.
-
-  Attributes:
-    verdict: one of `diverged`, `overshooting`, `lagging`, `oscillating`,
-      `unconverged`, `weak`, `stiff`, `rounding`, `loose`, `settled`, `fine`.
-    words: an explanation and a remedy.
-  """
-
-  verdict: str
-  words: str
 
 
 def _finite_steps(losses: Mapping[str, np.ndarray]) -> int:
@@ -38,6 +26,13 @@ def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
   count = _finite_steps(losses)
   if count == min(map(len, losses.values())):
     return None
+  if count == 0:
+    return Diagnosis(
+      'diverged',
+      'the losses are not finite from the first update on: look for NaN or '
+      'infinity in the batch and the parameters, and for a logarithm or a '
+      'division by zero in the losses.',
+    )
   event = f'the losses are not finite from step {count} on'
   grown = count and any(
     abs(steps[count - 1]) > 10 * max(abs(steps[0]), 1e-30)
@@ -58,15 +53,18 @@ def _breaks(losses: Mapping[str, np.ndarray]) -> Diagnosis | None:
 
 def _faults(
   losses: Mapping[str, np.ndarray],
-) -> tuple[Diagnosis | None, dict[str, _series.Series]]:
-  """Faults of the steps, independent of the solution; and all losses."""
+  penalty: float | None,
+  accuracy: float | None,
+) -> tuple[Diagnosis | None, Diagnosis | None, dict[str, _series.Series]]:
+  """Faults of the steps, a lag too small to be one, and all losses."""
   count, length = _finite_steps(losses), min(map(len, losses.values()))
   if count < 8:
-    return Diagnosis(
-      'diverged',
+    early = (
       f'the losses are not finite from step {count} on: decrease the step '
-      'sizes much, see suggest.',
-    ), {}
+      'sizes much, see suggest.'
+    )
+    first = _breaks(losses) if count == 0 else None
+    return first or Diagnosis('diverged', early), None, {}
   # Rounding of losses of this size in float32.
   sizes = [np.abs(losses[name][:count]).max() for name in ('upper', 'lower')]
   room = 1e-6 * max(1e-30, float(max(sizes)))
@@ -87,10 +85,18 @@ def _faults(
   ]
   diagnosis = None
   mean_gap = float(between.late.mean())
-  rounding_error = _rounding(series)
+  rounding_error = _verdicts.rounding(series)
   if rounding_error is None:
     rounding_error = room
   behind = mean_gap < -rounding_error and np.mean(between.late < 0) > 0.5
+  # What the lag adds to the penalised loss, compared with the upper loss.
+  effect = (20 if penalty is None else penalty) * abs(mean_gap)
+  dtype = _verdicts.gap_dtype(series) or np.float32
+  accurate = effect > 4 * float(np.finfo(dtype).eps) * max(sizes)
+  behind = behind and (penalty is None or accurate)
+  size = max(upper.span, float(np.abs(upper.late).mean()))
+  small = effect < (0.02 * size if accuracy is None else accuracy)
+  lagging = _verdicts.lagging(mean_gap, penalty) if behind else None
   if rises > 0.3 and (behind or grown or count < length):
     diagnosis = Diagnosis(
       'overshooting',
@@ -109,14 +115,8 @@ def _faults(
       f'{event}: decrease the step sizes (see suggest) or the penalty, or make '
       'its ramp longer.',
     )
-  elif behind:
-    diagnosis = Diagnosis(
-      'lagging',
-      f'the value sequence lags: the mean gap is {mean_gap:.3g}, but the gap '
-      'to a minimum cannot be negative. Decrease the step of the upper '
-      'variable, give the value sequence the step of the lower variable, or '
-      'give momentum to both.',
-    )
+  elif lagging and not small:
+    diagnosis = lagging
   elif _series.oscillates(upper) or _series.oscillates(between):
     diagnosis = Diagnosis(
       'oscillating',
@@ -124,7 +124,7 @@ def _faults(
       'for oscillations from step to step, that of the upper variable for long '
       'waves. Decrease it (see suggest), and keep rescale on.',
     )
-  return diagnosis, series
+  return diagnosis, lagging, series
 
 
 def _at_rest(
@@ -143,9 +143,9 @@ def _at_rest(
   if accuracy is not None:
     large['upper'] = accuracy
   moving = [name for name in ahead if abs(ahead[name]) > large[name]]
-  rounding = _rounding(series) or 0
+  rounding = _verdicts.rounding(series) or 0
   if moving and gap is not None and -rounding <= mean_gap < 1e-2 * gap:
-    return _stiff(f'a gap of {mean_gap:.3g}, below {gap:.3g}')
+    return _verdicts.stiff(f'a gap of {mean_gap:.3g}, below {gap:.3g}')
   if moving:
     name = moving[0]
     return Diagnosis(
@@ -155,53 +155,6 @@ def _at_rest(
       'increase the steps, or decrease the penalty (see suggest).',
     )
   return None
-
-
-def _rounding(series: Mapping[str, _series.Series]) -> float | None:
-  """The mean rounding error of the later gaps; None if not measured."""
-  known = series.get('gap_rounding')
-  return None if known is None else float(known.late.mean())
-
-
-def _rounded(
-  series: Mapping[str, _series.Series],
-) -> Diagnosis | None:
-  """Whether the gap is smaller than its rounding error."""
-  mean_gap, rounding = float(series['gap'].late.mean()), _rounding(series)
-  if rounding is None or abs(mean_gap) >= rounding:
-    return None
-  return Diagnosis(
-    'rounding',
-    f'the gap is rounding: its mean is {mean_gap:.3g}, with a rounding error '
-    f'of about {rounding:.3g}. Its sign and size are meaningless, and its '
-    'slope is inaccurate. Evaluate it with quadrature=2 (value_gap, v_pbgd) or '
-    'in float64, or decrease the penalty.',
-  )
-
-
-def _loose(
-  series: Mapping[str, _series.Series], gap: float
-) -> Diagnosis | None:
-  """Whether the gap is larger than the target."""
-  mean_gap = float(series['gap'].late.mean())
-  if mean_gap > 2 * gap:
-    return Diagnosis(
-      'loose',
-      f'the gap has converged to {mean_gap:.3g}, above {gap:.3g}: it falls '
-      'with the inverse square of the penalty, so multiply the penalty by '
-      f'{np.sqrt(mean_gap / gap):.2g}.',
-    )
-  return None
-
-
-def _stiff(evidence: str) -> Diagnosis:
-  return Diagnosis(
-    'stiff',
-    'not converged, and the penalty is larger than necessary at this stage: '
-    f'{evidence}. It slows down the upper variable in proportion: decrease it, '
-    'start with a smaller one and increase it late, or take a larger upper '
-    'step (see suggest).',
-  )
 
 
 @functools.partial(jax.jit, static_argnames=('problem', 'settings'))
@@ -243,7 +196,7 @@ def _compare_with_walk(
       f'steps along the hypergradient decrease it to {lowest:.4g}'
     )
     if abs(error) < 0.01 * better:
-      return _stiff(evidence)
+      return _verdicts.stiff(evidence)
     return Diagnosis(
       'unconverged',
       f'not converged: {evidence}. Make more updates or increase the upper '
@@ -267,6 +220,7 @@ def diagnose(
   *,
   gap: float | None = None,
   accuracy: float | None = None,
+  penalty: float | None = None,
   walk: _walk.WalkSettings | None = None,
 ) -> Diagnosis:
   """Diagnoses a run with a value gap from its losses.
@@ -276,13 +230,17 @@ def diagnose(
   problem is solved, and a line search takes steps along minus the
   hypergradient. If these decrease the upper loss, the run has not converged. If
   the upper loss of the run differs from that at the lower minimiser, the
-  penalty is too weak.
+  penalty is too weak. `print` shows the verdict, its explanation and a remedy.
+
+  Solvers of hypergradients (`aid_bilevel`, `soba`, `rhg`) have no gap. For
+  them, only losses that are not finite are diagnosed; check with
+  `lower_minimiser` and `hypergradient` that the lower problem is solved and
+  that the hypergradient there is small.
 
   Args:
     history: `bj.values(state)` of at least 8 steps: arrays (steps,) by name, or
       a list of dicts. It needs `upper`, `lower` and `gap`, and reads `value`
-      and `gap_rounding`. Without `gap`, for instance of `rhg`, only losses that
-      are not finite are diagnosed. Leave out a ramp of the penalty, which
+      and `gap_rounding`. Leave out a ramp of the penalty, which
       changes the losses. For minibatches, give running means over tens of
       steps; an error of the solution due to noise is not detected.
     problem: the upper and the lower loss.
@@ -294,6 +252,10 @@ def diagnose(
       remaining change is large above a twentieth of the range of a loss. The
       larger of the upper loss and its range sets the scale of two other
       thresholds: a tenth for the penalty, a fiftieth for the hypergradient.
+    penalty: the last weight of the penalty, by which a negative gap is
+      multiplied: the product is no lag within the rounding of the losses, and
+      it is reported after other verdicts below the accuracy or a fiftieth of
+      the upper loss. By default, 20 for the second comparison.
     walk: settings of the walk along minus the hypergradient. By default 8
       points with 50 steps of each solver.
 
@@ -301,7 +263,8 @@ def diagnose(
     A `Diagnosis`, the first of these that holds. `overshooting`: the steps of
     the value sequence increase its loss. `diverged`: a loss is not finite, or
     grows without bound. `lagging`: the gap is negative by more than its
-    rounding error, because the value sequence lags. `oscillating`: the losses
+    rounding error, because the value sequence lags; if that is small, the
+    other verdicts come first. `oscillating`: the losses
     oscillate, from step to step or in long waves. `stiff`: not converged, with
     a penalty that is larger than necessary. `unconverged`: the losses still
     change, or steps along the hypergradient decrease the upper loss. `weak`:
@@ -312,6 +275,7 @@ def diagnose(
     `fine`: none of these, with the problem.
 
   Raises:
+    TypeError: if the history has no losses by name, or the params no sequences.
     ValueError: if a loss is missing, the history is too short, or only one of
       problem and params is given.
 
@@ -322,41 +286,37 @@ def diagnose(
     >>> bj.diagnose({'upper': upper, 'lower': lower, 'gap': gap}).verdict
     'lagging'
   """
-  if not isinstance(history, Mapping):
-    names = set.intersection(*(set(one) for one in history)) if history else ()
-    history = {name: [one[name] for one in history] for name in names}
   if (problem is None) != (params is None):
     raise ValueError(
       'diagnose takes a problem and params together: give both, or neither.'
     )
-  losses = {
-    name: np.asarray(history[name], np.float64)
-    for name in ('upper', 'lower', 'gap', 'value', 'gap_rounding')
-    if name in history
-  }
+  losses = _series.read_losses(history)
+  if problem is not None:
+    base.checked_losses(problem)
+    _sequences.require_sequences(params, ('upper', 'lower'), 'diagnose')
   settings = _walk.checked_settings(walk, 'diagnose', _DEFAULTS, 2)
-  if any(s.ndim != 1 or len(s) < 8 for s in losses.values()):
-    raise ValueError('diagnose reads arrays (steps,) of at least 8 steps.')
   if missing := {'upper', 'lower', 'gap'} - set(losses):
     if missing == {'gap'} and (diagnosis := _breaks(losses)) is not None:
       return diagnosis
     raise ValueError(
       f'diagnose reads upper, lower and gap; {sorted(missing)} are missing: '
-      'use it for solvers with a value gap, for instance v_pbgd. Without a '
-      'gap, it reports only losses that are not finite.'
+      'use it for solvers with a value gap, for instance v_pbgd. For others '
+      '(aid_bilevel, soba, rhg), it reports only losses that are not finite. '
+      'Check that bj.hypergradient at the lower_minimiser is small, and '
+      'compare the upper loss of the run with that at the lower_minimiser.'
     )
-  diagnosis, series = _faults(losses)
+  diagnosis, lagging, series = _faults(losses, penalty, accuracy)
   if diagnosis is not None:
     return diagnosis
   if problem is None:
-    diagnosis = _at_rest(series, gap, accuracy)
+    diagnosis = _at_rest(series, gap, accuracy) or lagging
   else:
     here, reached = _reach(params, batch, problem=problem, settings=settings)
     span = series['upper'].span
     diagnosis = _compare_with_walk(
       float(here), np.asarray(reached), span, accuracy
     )
-  loose = None if gap is None else _loose(series, gap)
+  loose = None if gap is None else _verdicts.loose(series, gap)
   no_fault = Diagnosis('fine', 'no fault found.')
   if problem is None:
     no_fault = Diagnosis(
@@ -365,4 +325,4 @@ def diagnose(
       'found a solution: call diagnose(history, problem, params, batch) for '
       'that.',
     )
-  return diagnosis or _rounded(series) or loose or no_fault
+  return diagnosis or _verdicts.rounded(series) or loose or no_fault

@@ -1,8 +1,45 @@
-"""Properties of one loss over the steps of a run."""
+"""The losses of a run, and properties of one loss over its steps."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+def read_losses(history: Any) -> dict[str, np.ndarray]:
+  """The losses of a history by name, float64 (steps,).
+
+  Raises:
+    TypeError: if it is neither a mapping of numbers nor a list of mappings.
+    ValueError: if the losses have less than 8 steps, or lengths that differ.
+  """
+  expected = (
+    'diagnose reads a history, [bj.values(state), ...] of at least 8 updates, '
+    'or arrays (steps,) of one length by name'
+  )
+  if not isinstance(history, Mapping):
+    rows = history if isinstance(history, list | tuple) else [history]
+    for one in rows:
+      if not isinstance(one, Mapping):
+        raise TypeError(
+          f'{expected}; got {type(history).__name__} of {type(one).__name__}: '
+          'call history.append(bj.values(state)) after each update.'
+        )
+    names = set.intersection(*map(set, rows)) if rows else ()
+    history = {name: [one[name] for one in rows] for name in names}
+  known = ('upper', 'lower', 'gap', 'value', 'gap_rounding')
+  try:
+    losses = {
+      name: np.asarray(history[name], np.float64)
+      for name in known
+      if name in history
+    }
+  except (TypeError, ValueError) as error:
+    raise TypeError(f'{expected}; got other values: {error}.') from None
+  shapes = {series.shape for series in losses.values()}
+  if any(len(s) != 1 or s[0] < 8 for s in shapes) or len(shapes) > 1:
+    raise ValueError(f'{expected}; got shapes {sorted(shapes)}.')
+  return losses
 
 
 class Series(NamedTuple):

@@ -190,6 +190,9 @@ def nonfinite(params: Any, state: Any) -> dict[str, chex.Array]:
     ]
     return jnp.any(jnp.stack(flags)) if flags else jnp.zeros([], bool)
 
+  _sequences.refuse_state(
+    params, 'the parameters are', 'call check_finite(params, state)'
+  )
   named = (
     params._asdict() if _sequences.is_sequences(params) else {'params': params}
   )

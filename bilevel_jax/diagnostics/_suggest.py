@@ -9,86 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel_jax import (
-  _checks,
-  _keys,
-  _trees,
-  linear_solvers,
-  types,
-)
-from bilevel_jax.diagnostics import _spectrum, _walk
+from bilevel_jax import _checks, _keys, _trees, types
+from bilevel_jax.diagnostics import _curvatures, _spectrum, _walk
 from bilevel_jax.diagnostics._suggestion import Suggestion
 from bilevel_jax.oracles import base
 
-_DEFAULTS = _walk.WalkSettings(points=12, solve_steps=50, linear_steps=30)
-
-
-class _Facts(NamedTuple):
-  """Measurements at one point.
-
-  Attributes:
-    upper_curvature: the largest curvature of the upper loss in y.
-    lower_curvature: the largest curvature of the lower loss in y.
-    highest: the largest eigenvalue of the lower Hessian, with its sign.
-    pull: q.
-    lag: the lag in units of one over the curvature of the lower loss.
-    grip: G, the curvature in x of the penalty at a fixed y, per weight.
-  """
-
-  upper_curvature: chex.Array
-  lower_curvature: chex.Array
-  highest: chex.Array
-  pull: chex.Array
-  lag: chex.Array
-  grip: chex.Array
-
-
-def _largest(loss, at, key, steps):
-  """The largest curvature of a loss."""
-  _, product = jax.linearize(jax.grad(loss), at)
-  noise = optax.tree.random_like(key, at, jax.random.normal)
-  return jnp.max(jnp.abs(_spectrum.spectrum(product, noise, steps).values))
-
-
-def _measure(problem, batch, key, steps):
-  """The function that measures at each point of the walk."""
-  above, below = base.checked_losses(problem)
-  solve = linear_solvers.conjugate_gradient(steps, tolerance=1e-3)
-
-  def look(params, slope):
-    x, y = params
-    pull = jax.grad(above, 1)(x, y, batch)
-    _, both = jax.linearize(lambda y: jax.grad(below, (0, 1))(x, y, batch), y)
-    product = lambda v: both(v)[1]
-    across = lambda v: jax.jvp(
-      lambda x: jax.grad(below, 1)(x, y, batch), (x,), (v,)
-    )[1]
-    way = _spectrum.normalised(slope)[0]
-    noise = optax.tree.random_like(key, y, jax.random.normal)
-    rows = jax.tree.map(lambda *z: jnp.stack(z), noise, pull, across(way))
-    spectra = jax.vmap(lambda v: _spectrum.spectrum(product, v, steps))(rows)
-    largest = jnp.max(jnp.abs(spectra.values))
-    _, pulled, moved = (_spectrum.Spectrum(*row) for row in zip(*spectra))
-
-    # The minimiser moves by -H^-1 grad_yx g times the step of x, and its lag is
-    # H^-1 times that.
-    far, near = (moved.inverse_power(n, largest) for n in (4, 2))
-
-    def hold(_, carry):
-      back = both(solve(product, across(carry[0])))[0]
-      return _spectrum.normalised(back)
-
-    grip = jax.lax.fori_loop(0, 4, hold, (way, jnp.zeros_like(largest)))[1]
-    return _Facts(
-      upper_curvature=_largest(lambda y: above(x, y, batch), y, key, steps),
-      lower_curvature=largest,
-      highest=jnp.max(spectra.values),
-      pull=pulled.inverse_power(1, largest),
-      lag=jnp.sqrt(_trees.ratio(far, near)),
-      grip=grip,
-    )
-
-  return look
+_DEFAULTS = _walk.WalkSettings(
+  points=12, solve_steps=50, linear_steps=30, safety=0.5, momentum=0.9
+)
 
 
 def _unsolvable(problem, params, batch, key, steps, walked):
@@ -105,7 +33,8 @@ def _unsolvable(problem, params, batch, key, steps, walked):
   rounding = 100 * jnp.finfo(fall.dtype).eps * jnp.abs(end)
   falling = _spectrum.norm(slope) * far > 0.9 * fall + rounding
   flat = ~(
-    walked.facts.highest[0] > 1e-3 * _largest(loss, params.lower, key, steps)
+    walked.facts.highest[0]
+    > 1e-3 * _curvatures.largest(loss, params.lower, key, steps)
   )
   return falling | flat | ~jnp.isfinite(end) | ~jnp.isfinite(walked.losses[0])
 
@@ -114,7 +43,7 @@ def _joint_step(problem, params, batch, key, steps, weight):
   """One over the curvature of the penalised loss in both variables at once."""
   at = lambda loss: lambda z: loss(*z, batch)
   above, below = (
-    _largest(at(loss), tuple(params), key, steps)
+    _curvatures.largest(at(loss), tuple(params), key, steps)
     for loss in base.checked_losses(problem)
   )
   bound = above / jnp.maximum(weight, 1) + jnp.minimum(weight, 1) * below
@@ -153,13 +82,13 @@ class _Numbers(NamedTuple):
 def _suggest(params, batch, key, numbers, *, problem, kind, settings):
   """The suggestion, and whether it is invalid."""
   goal, safety, momentum = numbers
-  points, _, steps, upper_set = settings
+  points, _, steps, upper_set = settings[:4]
   walked = _walk.walk(
     problem,
     params,
     batch,
     settings=settings,
-    look=_measure(problem, batch, key, steps),
+    look=_curvatures.measure(problem, batch, key, steps),
   )
   facts, losses = walked.facts, walked.losses
   # The pull q is measured where the walk has converged.
@@ -183,11 +112,15 @@ def _suggest(params, batch, key, numbers, *, problem, kind, settings):
   value = lower * part
   # The momentum damps the slowest relevant motion. The lag is that behind a
   # steady motion plus the time in which oscillations of the momentum decay.
-  slow = _trees.ratio(value, facts.lag[-1])
-  damping = jnp.minimum(momentum, jnp.square(jnp.maximum(1 - slow**0.5, 0)))
-  lag = _trees.ratio(1 - damping, slow) + 2 * damping / (1 - damping)
+  slow = _trees.ratio(value, facts.lag)
+  damping = jnp.square(jnp.maximum(1 - slow[-1] ** 0.5, 0))
+  damping = jnp.minimum(momentum, damping)
+  lags = _trees.ratio(1 - damping, slow) + 2 * damping / (1 - damping)
+  lag = lags[-1]
 
-  bend = walked.curvatures.max() * (1 + 4 * lag)
+  # Each point needs the step of its own curvature and lag: often, the
+  # curvature is large at the start and the lag at the end.
+  bend = jnp.max(_walk.known_curvatures(walked) * (1 + 4 * lags))
   grip = facts.grip.max() / 2
   first = jnp.where(grip > 0, _trees.ratio(bend, grip), full)
   first = jnp.clip(first, 1, full)
@@ -246,6 +179,8 @@ def _suggest(params, batch, key, numbers, *, problem, kind, settings):
   solve_steps='solve_steps',
   steps='linear_steps',
   upper_set='upper_set',
+  safety='safety',
+  momentum='momentum',
 )
 def suggest(
   problem: types.BilevelProblem,
@@ -253,10 +188,10 @@ def suggest(
   batch: Any = None,
   *,
   key: Any,
-  safety: float = 0.5,
-  momentum: float = 0.9,
+  gap: chex.Numeric | None = None,
+  accuracy: chex.Numeric | None = None,
+  penalty: chex.Numeric | None = None,
   walk: _walk.WalkSettings | None = None,
-  **goal: chex.Numeric | None,
 ) -> Suggestion:
   r"""Suggests all settings of `v_pbgd`, measured along a short walk.
 
@@ -310,7 +245,14 @@ def suggest(
 
   The cost is about `points` times (2 `solve_steps` gradients and 10
   `linear_steps` Hessian-vector products). The settings hold for the batch and
-  the path of the walk: check the run with `diagnose`.
+  the path of the walk: check the run with `diagnose`. `print(suggestion.words)`
+  says whether the walk has reached the end of the path.
+
+  **A cheaper run.** The steps are those of gradient descent that is stable on
+  the whole path, so that `updates` grows with the condition numbers of both
+  problems. Adam needs no such steps: keep the suggested `penalty` and `params`,
+  and write `bj.v_pbgd(problem, penalty=suggestion.penalty, upper=adam,
+  lower=adam)` with for instance `adam = optax.adam(0.03)`.
 
   Args:
     problem: the upper and the lower loss.
@@ -319,21 +261,20 @@ def suggest(
       there on.
     batch: a batch of both losses, large enough to represent the data.
     key: PRNG key of the random vectors for curvatures, or a whole number.
-    safety: s, above 0 and below 2.
-    momentum: the largest momentum of the two lower sequences, in [0, 1). It is
-      smaller if the slowest motion of the lower minimiser needs less.
-    walk: settings of the walk; by default 12 points with 50 L-BFGS and 30
-      linear steps. If the walk has not `arrived`, the settings suit its path so
-      far; take 40 points for a long path. With one point, it measures at the
-      start without solving the lower problem, for a run that ends long before
-      its lower problem is solved: one step size for both variables, from the
-      curvature in both, no ramp, and `updates` in which the lower variable
-      settles. Directions in which the lower Hessian is zero up to rounding need
-      no penalty. `settings()` has the `upper_set`.
-    **goal: one of three. `gap`: the target of the value gap, in units of the
-      lower loss. `accuracy`: the target of the difference between the upper
-      loss of a run and that at the lower minimiser, in its units; the error of
-      the upper variable is of the order of its square. `penalty`: the penalty.
+    gap: the target of the value gap, in units of the lower loss. Give one of
+      `gap`, `accuracy` and `penalty`.
+    accuracy: the target of the difference between the upper loss of a run and
+      that at the lower minimiser, in its units; the error of the upper variable
+      is of the order of its square.
+    penalty: the penalty.
+    walk: settings of the walk and of the steps; by default 12 points with 50
+      L-BFGS and 30 linear steps, a safety s of 0.5 and a momentum of at most
+      0.9. With one point, it measures at the start without solving the lower
+      problem, for a run that ends long before its lower problem is solved: one
+      step size for both variables, from the curvature in both, no ramp, and
+      `updates` in which the lower variable settles. Directions in which the
+      lower Hessian is zero up to rounding need no penalty. `settings()` has the
+      `upper_set`.
 
   Returns:
     A `Suggestion` of scalars, with `settings()` for `v_pbgd`. It can be
@@ -343,7 +284,7 @@ def suggest(
   Raises:
     ValueError: without exactly one goal; if a number is out of range; if the
       lower loss is linear or unbounded below in the lower variable.
-    TypeError: for a goal of another name.
+    TypeError: if the problem is not a `BilevelProblem`.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp
@@ -364,10 +305,9 @@ def suggest(
     Shen and Chen, `On Penalty-based Bilevel Gradient Descent Method
     <https://arxiv.org/abs/2302.05185>`_, 2023.
   """
-  known = ('gap', 'accuracy', 'penalty')
-  if unknown := sorted(set(goal) - set(known)):
-    raise TypeError(f'suggest takes no argument {", ".join(unknown)}.')
-  goals = {name: number for name, number in goal.items() if number is not None}
+  base.checked_losses(problem)
+  goals = {'gap': gap, 'accuracy': accuracy, 'penalty': penalty}
+  goals = {name: number for name, number in goals.items() if number is not None}
   if len(goals) != 1:
     raise ValueError(
       f'suggest takes one of gap, accuracy and penalty, got {len(goals)} of '
@@ -375,21 +315,27 @@ def suggest(
     )
   ((kind, number),) = goals.items()
   _checks.within('suggest', kind, number, 0, open_low=True)
-  if not 0 < safety < 2:
-    raise ValueError(f'safety is between 0 and 2, got {safety}.')
-  if not 0 <= momentum < 1:
-    raise ValueError(f'momentum is at least 0 and below 1, got {momentum}.')
   settings = _walk.checked_settings(walk, 'suggest', _DEFAULTS)
+  if not 0 < settings.safety < 2:
+    raise ValueError(
+      f'safety is between 0 and 2, got {settings.safety}: give WalkSettings('
+      'safety=0.5).'
+    )
+  if not 0 <= settings.momentum < 1:
+    raise ValueError(
+      f'momentum is at least 0 and below 1, got {settings.momentum}: give '
+      'WalkSettings(momentum=0.9).'
+    )
   if settings.points == 1:
     settings = settings._replace(solve_steps=0)
   suggestion, invalid = _suggest(
     types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params))),
     batch,
     _keys.as_key(key, 'suggest'),
-    _Numbers(number, safety, momentum),
+    _Numbers(number, settings.safety, settings.momentum),
     problem=problem,
     kind=kind,
-    settings=settings,
+    settings=settings._replace(safety=None, momentum=None),
   )
   if not isinstance(invalid, jax.core.Tracer) and np.any(invalid):
     raise ValueError(

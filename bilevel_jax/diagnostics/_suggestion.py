@@ -36,8 +36,10 @@ class Suggestion:
     upper_curvature: the largest curvature of the upper loss in y.
     lower_curvature: the largest curvature of the lower loss in y.
     lag: the number of updates by which the lower variable lags its minimiser.
-    arrived: whether the walk has converged, bool. If not, the numbers are for
-      the path so far, and the upper loss may fall further: take more `points`.
+    arrived: whether the walk has converged, bool: the last quarter of its
+      points decreases the upper loss by at most a hundredth of what all points
+      do, or by at most the `accuracy`. If not, or with one point, the settings
+      go beyond what was measured: see `words`.
     upper_set: the projection on the set of the upper variable.
   """
 
@@ -65,6 +67,35 @@ class Suggestion:
     names = [field.name for field in dataclasses.fields(self)]
     fields = [f'{n}={getattr(self, n)}' for n in names if n != 'params']
     return f'Suggestion({", ".join(fields)})'
+
+  def __str__(self) -> str:
+    """The fields, and what they are worth."""
+    return f'{self!r}\n{self.words}'
+
+  @property
+  def words(self) -> str:
+    """Whether the walk supports the settings, and what to do if not.
+
+    For concrete numbers, not inside a compiled function.
+    """
+    cheaper = (
+      'Adam often needs far fewer updates: keep params and penalty, and give '
+      'v_pbgd optax.adam(0.03) for upper and lower'
+    )
+    if not self.arrived:
+      return (
+        'beyond the walk: it ended before it converged, so that step sizes, '
+        'penalty and updates hold for the path so far, and the upper loss may '
+        'fall further. Take more points, walk=bj.diagnostics.WalkSettings('
+        f'points=40), and check the run with bj.diagnose. {cheaper}.'
+      )
+    if self.updates > 10_000:
+      return (
+        f'measured to the end of the walk, but {self.updates} updates of '
+        f'gradient descent are many: the lower variable lags by '
+        f'{self.lag:.0f} updates. {cheaper}, and check with bj.diagnose.'
+      )
+    return 'measured to the end of the walk.'
 
   def schedule(self, count: chex.Numeric) -> chex.Array:
     """The weight of the penalty after this number of updates."""

@@ -30,12 +30,19 @@ class WalkSettings(NamedTuple):
     linear_steps: the largest number of conjugate-gradient and Lanczos steps at
       each point; unset, 30 for `suggest` and `solve_steps` for `diagnose`.
     upper_set: the projection on the set of the upper variable.
+    safety: the step sizes of `suggest` over those at which descent becomes
+      unstable twice as long, above 0 and below 2; unset, 0.5.
+    momentum: the largest momentum that `suggest` gives to the two lower
+      sequences, in [0, 1); unset, 0.9. It gives less if the slowest motion of
+      the lower minimiser needs less.
   """
 
   points: int | None = None
   solve_steps: int | None = None
   linear_steps: int | None = None
   upper_set: projections.Projection | None = None
+  safety: float | None = None
+  momentum: float | None = None
 
 
 def checked_settings(
@@ -88,6 +95,14 @@ class Walk(NamedTuple):
   facts: Any
 
 
+def known_curvatures(walked: Walk) -> chex.Array:
+  """The curvatures with the last measured one where none was measured."""
+  last = jax.lax.associative_scan(
+    lambda a, b: jnp.where(b > 0, b, a), walked.curvatures
+  )
+  return last
+
+
 class _Point(NamedTuple):
   params: types.BilevelParams
   loss: chex.Array
@@ -113,7 +128,7 @@ def walk(
     look: from (params, hypergradient) to measurements at a point.
   """
   numbers: Any = settings
-  points, solve_steps, linear_steps, upper_set = numbers
+  points, solve_steps, linear_steps, upper_set = numbers[:4]
   solve = linear_solvers.conjugate_gradient(linear_steps, tolerance=1e-4)
   norm = _spectrum.norm
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences
+from bilevel_jax import _functions, _sequences
 from bilevel_jax.oracles import base
 
 # (params, batch) -> increment, of the structure of one sequence.
@@ -59,16 +59,25 @@ def coupled(
     Shen and Chen, `A Single-Timescale Analysis for Stochastic Approximation
     with Multiple Coupled Sequences <https://arxiv.org/abs/2206.10414>`_, 2022.
   """
+  if not isinstance(increments, Mapping) or not increments:
+    raise ValueError(
+      'coupled takes a dict with the increment of at least one sequence, got '
+      f'{increments!r}.'
+    )
   increments = dict(increments)
   part = batch_of or (lambda batch, name: batch)
-  if not increments:
-    raise ValueError('coupled takes the increment of at least one sequence.')
+  arguments = ('params', 'batch')
+  for name, increment in increments.items():
+    _functions.check(f'the increment of {name}', increment, arguments)
+
+  def evaluate(name, params, batch):
+    with _functions.explained(
+      f'the increment of {name}', arguments, (params, batch)
+    ):
+      return increments[name](params, batch)
 
   def fn(params, batch, inner):
-    moves = {
-      name: increment(params, part(batch, name))
-      for name, increment in increments.items()
-    }
+    moves = {n: evaluate(n, params, part(batch, n)) for n in increments}
     for name, move in moves.items():
       if move is None:
         raise ValueError(

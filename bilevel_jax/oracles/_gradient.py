@@ -53,7 +53,7 @@ def gradient(
     >>> print(params.round(2), bj.counts(state))
     [1. 1. 1.] {'gradients/loss': 200}
   """
-  checked = base.Loss(loss, name)
+  checked = base.Loss(loss, name, ('params', 'batch'))
   signs: dict[str, float] | None = None
   if isinstance(of, str):
     signs = {of: 1}

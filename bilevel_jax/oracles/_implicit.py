@@ -188,6 +188,13 @@ def implicit(
   """
   base.checked_losses(problem)
   system = linear_solvers.as_system(solve, warm_start=True)
+  # A function of `linear_solvers` itself has to be called first.
+  uncalled = vars(linear_solvers).get(getattr(system.solve, '__name__', ''))
+  if not callable(system.solve) or system.solve is uncalled:
+    raise TypeError(
+      f'a linear solver is a function, got {system.solve!r}: pass for instance '
+      'bj.linear_solvers.conjugate_gradient(10).'
+    )
   check_lower_set(lower_set)
   random = getattr(system.solve, 'random', False)
   # The lower set if its equations depend on the upper variable.
@@ -253,11 +260,6 @@ def implicit(
 def _solved(system, operator, right, start) -> tuple[Any, Any]:
   """The solution and the number of products, None if unknown."""
   solve = system.solve
-  if not callable(solve):
-    raise TypeError(
-      f'a linear solver is a function, got {solve!r}: pass for instance '
-      'bj.linear_solvers.conjugate_gradient(10).'
-    )
   if isinstance(solve, linear_solvers.LinearSolver):
     return solve.solve(operator, right, start, system.key)
   solution = solve(operator, right, start)

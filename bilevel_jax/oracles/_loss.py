@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _lapack, types
+from bilevel_jax import _functions, _lapack, types
 
 
 class Loss:
@@ -16,37 +16,43 @@ class Loss:
   Args:
     loss: returns a scalar, or (scalar, auxiliary).
     name: name of the loss, for errors.
+    arguments: names of its arguments; they are checked.
 
   Raises:
-    TypeError: at the call, if the value is not a real scalar.
+    TypeError: if the loss is not a function of its arguments; at the call, if
+      the value is not a real scalar.
   """
 
-  def __init__(self, loss: Callable[..., Any], name: str):
+  def __init__(
+    self, loss: Callable[..., Any], name: str, arguments: tuple[str, ...] = ()
+  ):
     """Keeps the function and its name."""
-    self._loss, self._name = loss, name
+    self._subject = 'the loss' if name == 'loss' else f'the {name} loss'
+    _functions.check(self._subject, loss, arguments)
+    self._loss, self._arguments = loss, arguments
     self._watched: bool | None = None if _lapack.AFFECTED else False
 
   def full(self, *args: Any) -> tuple[chex.Array, Any]:
     """The loss and its auxiliary output, () without one."""
-    out, auxiliary = self._loss(*args), ()
+    with _functions.explained(self._subject, self._arguments, args):
+      out, auxiliary = self._loss(*args), ()
     if isinstance(out, tuple) and len(out) == 2:
       out, auxiliary = out
     if not hasattr(out, 'dtype') and not isinstance(out, (int, float)):
       raise TypeError(
-        f'the {self._name} loss returned {type(out).__name__}, expected a '
+        f'{self._subject} returned {type(out).__name__}, expected a '
         'scalar array or (scalar, auxiliary).'
       )
     value = jnp.asarray(out)
     if value.shape:
       raise TypeError(
-        f'the {self._name} loss returned an array of shape {value.shape}, '
+        f'{self._subject} returned an array of shape {value.shape}, '
         'expected a scalar: reduce it over the batch, for instance with '
         'jnp.mean.'
       )
     if not jnp.issubdtype(value.dtype, jnp.floating):
       raise TypeError(
-        f'the {self._name} loss returned {value.dtype}, expected a float '
-        'scalar.'
+        f'{self._subject} returned {value.dtype}, expected a float scalar.'
       )
     if self._watched is None:
       self._watched = _lapack.watch(self._loss, args)
@@ -74,4 +80,6 @@ def checked_losses(problem: types.BilevelProblem) -> tuple[Loss, Loss]:
       'the problem is a bj.BilevelProblem(upper=..., lower=...) of two losses '
       f'(x, y, batch) -> scalar, got {type(problem).__name__}.'
     )
-  return Loss(problem.upper, 'upper'), Loss(problem.lower, 'lower')
+  names = ('x', 'y', 'batch')
+  upper = Loss(problem.upper, 'upper', names)
+  return upper, Loss(problem.lower, 'lower', names)

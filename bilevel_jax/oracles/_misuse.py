@@ -4,6 +4,8 @@ import sys
 import types as types_of_python
 from typing import Any
 
+import optax
+
 from bilevel_jax import _sequences, types
 
 
@@ -40,16 +42,26 @@ _READ_GRADIENTS = (
 
 
 def refuse_around() -> None:
-  """Raises TypeError inside of optax's wrappers that read gradients.
+  """Raises TypeError behind a link, or inside wrappers that read gradients.
 
   They would fail later, or average batches instead of gradients. `init` is the
   only call before that, so the calling frames are inspected.
   """
   frame: types_of_python.FrameType | None = sys._getframe(1)
+  link = None
   while frame is not None:
     module = frame.f_globals.get('__name__', '')
     if module.partition('.')[0] not in ('bilevel_jax', 'optax'):
       return
+    if module == optax.chain.__module__:
+      # Of the function that calls each `fn` of `init_fns`, and of its loop.
+      link = frame.f_locals.get('fn', link)
+      if link not in (None, frame.f_locals.get('init_fns', [link])[0]):
+        raise TypeError(
+          'a solver or an oracle is not the first link of optax.chain, and '
+          'earlier links would change its batch: write optax.chain(oracle, '
+          'optimiser).'
+        )
     if module in _READ_GRADIENTS:
       name = frame.f_code.co_qualname.partition('.')[0]
       raise TypeError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel_jax import _sequences, _trees, types
+from bilevel_jax import _functions, _sequences, _trees, types
 from bilevel_jax.aggregators import _rows
 from bilevel_jax.oracles import _objectives, base
 
@@ -85,6 +85,12 @@ def multi_objective(
     caller, losses, objectives, rest, trunk, per_task
   )
   count = len(several.names)
+  if trunk is None:
+    arguments = ('params', 'batch')
+    if per_task and callable(losses):
+      arguments += ('index',)
+    for loss in [losses] if callable(losses) else several.losses:
+      _functions.check(f'{caller}: a loss', loss, arguments)
   if by not in ('map', 'vmap'):
     raise ValueError(f"{caller}: by is 'map' or 'vmap', got {by!r}.")
   if gramian and trunk is None and (per_task or not callable(losses)):

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from bilevel_jax import _checks, _sequences
+from bilevel_jax import _checks, _functions, _sequences
 from bilevel_jax.oracles import base
 
 # One function for all losses, or one function for each loss.
@@ -116,7 +116,14 @@ class Objectives(NamedTuple):
     return _cotangent(jnp.arange(len(self.names)) == index, values)
 
   def _at_once(self, shared, others, join, batch) -> Linearised:
-    f = lambda s, o: self._vector(self.losses(join(s, o), batch))
+    names = ('params', 'batch')
+
+    def f(s, o):
+      at = join(s, o)
+      with _functions.explained('the function of losses', names, (at, batch)):
+        out = self.losses(at, batch)
+      return self._vector(out)
+
     values, back = jax.vjp(f, shared, others)
     rest: dict[str, Any] = {}
     if others:
@@ -144,7 +151,7 @@ class Objectives(NamedTuple):
   def _one_by_one(self, shared, others, join, batch) -> Linearised:
     values, rows, rests = [], [], []
     for i, (name, loss) in enumerate(zip(self.names, self.losses)):
-      scalar = base.Loss(loss, name)
+      scalar = base.Loss(loss, name, ('params', 'batch'))
       part = self._batch(batch, i)
       f = lambda s, o, scalar=scalar, part=part: scalar(join(s, o), part)
       value, (row, rest) = jax.value_and_grad(f, (0, 1))(shared, others)
@@ -286,6 +293,8 @@ def make_objectives(
   """Checks the arguments of `multi_objective`; `reserved` names are refused."""
   if not callable(losses):
     losses = tuple(losses)
+    for loss in losses:
+      _functions.check(f'{caller}: each loss', loss, ())
   if objectives is None:
     if callable(losses):
       raise TypeError(

@@ -102,6 +102,9 @@ def aid_bilevel(
   or `random_neumann` for fresh small batches; `nystrom` for few products that
   are evaluated at once.
 
+  The lower variable has taken few steps since the upper variable moved: train
+  it again on the lower loss before you report a result.
+
   Args:
     problem: the upper and the lower loss; the lower loss is strongly convex.
     upper: how the upper variable moves, an optax optimiser or a `Sequence`.

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from bilevel_jax import descent, oracles, types
+from bilevel_jax.aggregators import _penalty
 
 # (parameters, batch) -> increment, of the structure of one sequence.
 Increment = Callable[[Any, Any], Any]
@@ -70,6 +71,11 @@ def stsa(
     raise ValueError(
       f"order is 'simultaneous' or 'alternating', got {order!r}."
     )
+  if not isinstance(increments, Mapping):
+    raise TypeError(
+      'stsa takes a dict from names of sequences to their increments, got '
+      f'{type(increments).__name__}.'
+    )
   names = tuple(increments)
   by_name = steps if isinstance(steps, Mapping) else dict.fromkeys(names, steps)
   if set(by_name) != set(names):
@@ -78,10 +84,12 @@ def stsa(
       f'{sorted(by_name)}.'
     )
   kinds = (types.Sequence, optax.GradientTransformation)
-  records = {
-    name: step if isinstance(step, kinds) else optax.sgd(step)
-    for name, step in by_name.items()
-  }
+  records = {}
+  for name, step in by_name.items():
+    if not isinstance(step, kinds):
+      _penalty.checked_schedule(step, f'the step of {name}')
+      step = optax.sgd(step)
+    records[name] = step
   one_by_one = [(name,) for name in names]
   groups = [names] if order == 'simultaneous' else one_by_one
   directions = [

@@ -300,6 +300,68 @@ def test_a_gap_within_its_rounding_is_named_and_no_lag(x64):
   assert diagnose(wide | {'gap': -wide['gap']}).verdict == 'lagging'
 
 
+def _steady(gap, upper=1.0, lower=0.1, **more):
+  """A history in which nothing changes."""
+  names = {'upper': upper, 'lower': lower, 'gap': gap} | more
+  return {name: np.full(64, value) for name, value in names.items()}
+
+
+def test_a_small_lag_hides_no_other_verdict():
+  # The problem of the box: x = 0.5 is not the best x, which is 1.
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: jnp.sum((y - 1) ** 2),
+    lower=lambda x, y, batch: jnp.sum((y - x) ** 2),
+  )
+  half, one = (
+    bj.BilevelParams(jnp.full(2, x), jnp.full(2, x)) for x in (0.5, 1.0)
+  )
+  # It is small beside the losses, but more than their rounding.
+  history = _steady(-1e-5, gap_rounding=4.8e-8)
+  assert diagnose(history).verdict == 'lagging'
+  assert diagnose(history, problem, half).verdict == 'stiff'
+  assert diagnose(history, problem, one).verdict == 'fine'
+  # The penalty decides whether it matters.
+  assert diagnose(history, problem, half, penalty=1e4).verdict == 'lagging'
+  assert diagnose(history, penalty=1.0).verdict == 'lagging'
+  assert diagnose(history, penalty=1e-3).verdict == 'settled'
+  assert diagnose(history, problem, half, accuracy=1e-5).verdict == 'lagging'
+  # Remedies that hold whether or not the steps are already equal.
+  words = diagnose(history, penalty=3.0).words
+  assert '-3e-05 by the penalty' in words and 'its own value=' in words
+
+
+def test_a_rounded_gap_names_remedies_that_are_left():
+  for dtype, left, taken in (
+    (np.float32, ['quadrature=2', 'float64'], []),
+    (np.float64, ['quadrature=2'], ['float64']),
+    (None, ['if the run is in float32'], ['quadrature']),
+  ):
+    error = 1e-11 if dtype is None else 4 * float(np.finfo(dtype).eps)
+    found = diagnose(_steady(0.0, lower=1.0, gap_rounding=error))
+    assert found.verdict == 'rounding'
+    assert all(word in found.words for word in left), found
+    assert not any(word in found.words for word in taken), found
+
+
+def test_it_prints_the_verdict_and_the_remedy():
+  printed = str(diagnose(_steady(-0.1)))
+  assert printed.startswith('lagging: the value sequence lags')
+  assert 'Decrease the step of the upper variable' in printed
+
+
+def test_losses_that_are_never_finite_are_not_of_the_steps():
+  for history in (_steady(np.nan), {'upper': np.full(9, np.nan)}):
+    found = diagnose(history | {'lower': history['upper']})
+    assert found.verdict == 'diverged' and 'batch' in found.words, found
+    assert 'step sizes' not in found.words
+
+
+def test_a_solver_without_a_gap_is_told_which_checks_apply():
+  history = {name: np.ones(9) for name in ('upper', 'lower')}
+  with pytest.raises(ValueError, match=r'aid_bilevel.*hypergradient.*minim'):
+    diagnose(history)
+
+
 def test_a_history_of_something_else():
   with pytest.raises(ValueError, match='missing'):
     diagnose({'upper': np.ones(9)})

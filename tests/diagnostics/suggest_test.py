@@ -1,6 +1,8 @@
 """Settings from a walk: against dense matrices, and by where their runs end."""
 
+import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -312,12 +314,46 @@ def test_the_set_goes_on_to_the_settings():
   np.testing.assert_allclose(params.upper, 0.5)
 
 
+def test_its_signature_names_its_goals():
+  names = list(inspect.signature(suggest).parameters)
+  assert names[3:] == ['key', 'gap', 'accuracy', 'penalty', 'walk']
+  with pytest.raises(TypeError, match='unexpected keyword argument'):
+    suggest(FAMILY, START, jnp.eye(4), key=0, target=1.0)
+  with (
+    pytest.warns(DeprecationWarning, match=r'WalkSettings\(safety=...\)'),
+    pytest.raises(ValueError, match='between 0 and 2'),
+  ):
+    suggest(FAMILY, START, jnp.eye(4), key=0, gap=1.0, safety=3.0)
+
+
+def test_the_upper_step_suits_each_point_by_its_own_lag():
+  """The curvature is large at the start, the lag at the end of the walk."""
+  problem = bj.BilevelProblem(
+    upper=lambda x, y, batch: (
+      jnp.logaddexp(0, 4 * (1 - x)) + jnp.sum((y - x) ** 2) / 100
+    ),
+    lower=lambda x, y, batch: (
+      ((y[0] - x) ** 2 + jnp.exp(2 * (1 - x)) * (y[1] - x) ** 2) / 2
+    ),
+  )
+  start = bj.BilevelParams(jnp.float32(1.0), jnp.zeros(2))
+  found = jax.jit(lambda p: suggest(problem, p, key=0, penalty=1.0))(start)
+  # With the largest curvature and the last lag, though no point has both.
+  largest = found.hypergradient_curvature * (1 + 4 * found.lag)
+  assert found.upper > 1.5 * 0.5 / largest, (found, largest)
+
+
 def test_a_walk_that_was_too_short_says_so():
   found = [
     suggest(TOY, bj.BilevelParams(0.2, 0.0), key=0, penalty=10.0, walk=Walk(n))
     for n in (2, 30)
   ]
   assert [bool(f.arrived) for f in found] == [False, True]
+  assert found[0].words.startswith('beyond the walk')
+  assert 'points=40' in str(found[0]) and 'optax.adam' in str(found[0])
+  assert found[1].words == 'measured to the end of the walk.'
+  slow = dataclasses.replace(found[1], updates=jnp.int32(20_000))
+  assert '20000 updates of gradient descent' in slow.words
 
 
 def test_a_model_is_not_printed():
@@ -337,8 +373,8 @@ def test_a_model_is_not_printed():
     ({'gap': 1.0, 'penalty': 1.0}, 'one of gap'),
     ({'gap': 0.0}, 'gap is a finite number > 0'),
     ({'accuracy': -1.0}, 'accuracy is a finite number > 0'),
-    ({'gap': 1.0, 'safety': 2.5}, 'between 0 and 2'),
-    ({'gap': 1.0, 'momentum': 1.0}, 'below 1'),
+    ({'gap': 1.0, 'walk': Walk(safety=2.5)}, 'between 0 and 2'),
+    ({'gap': 1.0, 'walk': Walk(momentum=1.0)}, 'below 1'),
     ({'gap': 1.0, 'walk': Walk(linear_steps=0)}, 'linear_steps >= 1'),
     ({'gap': 1.0, 'walk': Walk(points=0)}, 'points >= 1'),
   ],

@@ -389,7 +389,9 @@ def test_inject_hyperparams_takes_what_is_no_number_as_static(name):
       {'penalty': optax.linear_schedule(1.0, -1.0, 10)},
       r'penalty is a weight >= 0.* schedule at step 10',
     ),
-    ({'lower': S(optax.sgd(0.1), steps=0)}, 'whole number of steps >= 1'),
+    ({'penalty': '3'}, "penalty is a weight >= 0.* got '3'"),
+    ({'penalty': True}, 'penalty is a weight >= 0.* got True'),
+    ({'penalty': optax.sgd(0.1)}, 'penalty is a weight >= 0'),
   ],
 )
 @pytest.mark.parametrize('fused', [True, False])
