@@ -14,6 +14,8 @@ from experiments.harness.study.declared import ROOT, Command
 
 _SECONDS_TO_SAVE = 60
 _SECONDS_TO_PRINT = 0.5
+# Processes of all threads.
+_running: set[subprocess.Popen] = set()
 
 
 class Ended(NamedTuple):
@@ -30,6 +32,30 @@ class Ended(NamedTuple):
   seconds: float
   results: dict[str, Any]
   skipped: str = ''
+
+
+def read_finished(command: Command, workdir: files.Path) -> Ended | None:
+  """Reads the end of a command that has finished; None if it is to run."""
+  folder = pathlib.Path(workdir) / command.folder
+  record = _read_record(folder / 'command.json')
+  if record.get('finished') and record.get('words') == command.words:
+    run = _finished(folder, record['seconds'])
+    # With results missing or damaged, it resumes from its checkpoints.
+    return None if run.failure else run
+  return None
+
+
+def end_running() -> None:
+  """Ends the commands that other threads execute, with time to save."""
+  running = list(_running)
+  for process in running:
+    process.terminate()
+  deadline = time.monotonic() + _SECONDS_TO_SAVE
+  for process in running:
+    try:
+      process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
 
 
 def execute(
@@ -49,12 +75,9 @@ def execute(
   folder = files.make_folder(pathlib.Path(workdir) / command.folder)
   record = folder / 'command.json'
   words = [sys.executable, *command.words, f'--workdir={folder}']
+  if run := read_finished(command, workdir):
+    return run
   before = _read_record(record)
-  if before.get('finished') and before.get('words') == command.words:
-    run = _finished(folder, before['seconds'])
-    # With results missing or damaged, it resumes from its checkpoints.
-    if not run.failure:
-      return run
   # Removes the results of a failed attempt.
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
@@ -82,6 +105,7 @@ def execute(
       stdout=log,
       stderr=subprocess.STDOUT,
     )
+    _running.add(process)
     try:
       status = process.wait(timeout)
     except subprocess.TimeoutExpired:
@@ -98,6 +122,7 @@ def execute(
         line = _last_line(folder / 'log.txt', position)
         failure = f'exit status {status}: {line}'
     finally:
+      _running.discard(process)
       _end(process)
   return ended(failure)
 
