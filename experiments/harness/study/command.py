@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness.store import files
@@ -81,7 +82,6 @@ def execute(
   # Removes the results of a failed attempt.
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
-  failure = ''
 
   def ended(failure):
     """Writes `command.json`."""
@@ -96,7 +96,28 @@ def execute(
     files.write_text(record, json.dumps(content, indent=2) + '\n')
     return run
 
-  with files.writing(folder), open(folder / 'log.txt', 'ab') as log:
+  try:
+    failure = run_logged(words, folder / 'log.txt', timeout=timeout)
+  except (SystemExit, KeyboardInterrupt):
+    ended('was ended from outside')
+    raise
+  return ended(failure)
+
+
+def run_logged(
+  words: Sequence[str], path: pathlib.Path, *, timeout: float | None = None
+) -> str:
+  """Runs a program at the top of the repository.
+
+  Args:
+    words: its command line.
+    path: log to which its output is appended; its folder exists.
+    timeout: seconds after which it is ended; None for no limit.
+
+  Returns:
+    The reason of a failure in one line, or ''.
+  """
+  with files.writing(path.parent), path.open('ab') as log:
     position = log.tell()
     process = subprocess.Popen(
       words,
@@ -109,22 +130,14 @@ def execute(
     try:
       status = process.wait(timeout)
     except subprocess.TimeoutExpired:
-      line = _last_line(folder / 'log.txt', position)
-      failure = f'took more than {timeout:g} s, after: {line}'
+      line = _last_line(path, position)
       process.send_signal(signal.SIGUSR1)  # Prints its stacks into the log.
       time.sleep(_SECONDS_TO_PRINT)
-    except (SystemExit, KeyboardInterrupt):
-      _end(process)
-      ended('was ended from outside')
-      raise
-    else:
-      if status:
-        line = _last_line(folder / 'log.txt', position)
-        failure = f'exit status {status}: {line}'
+      return f'took more than {timeout:g} s, after: {line}'
     finally:
       _running.discard(process)
       _end(process)
-  return ended(failure)
+  return f'exit status {status}: {_last_line(path, position)}' if status else ''
 
 
 def _end(process: subprocess.Popen) -> None:

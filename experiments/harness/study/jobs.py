@@ -12,7 +12,7 @@ of its processes or machines is lost.
 import concurrent.futures
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from experiments.harness.app import errors
@@ -120,8 +120,12 @@ def _ray(
     if not ray.is_initialized():
       ray.init(include_dashboard=False, logging_level='WARNING')
       stack.callback(ray.shutdown)  # Ends the tasks that run.
+
+    def call(item):
+      return function(item)
+
     try:
-      task = ray.remote(**{'max_retries': 0, **plan.options})(function)
+      task = ray.remote(**{'max_retries': 0, **plan.options})(call)
     except (ValueError, TypeError) as error:
       raise errors.SettingsError(f'--engine_options of ray: {error}') from error
     waiting = list(items)
@@ -173,7 +177,7 @@ def run(
     yield from calls
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
+def parse_options(words: Iterable[str]) -> dict[str, Any]:
   """Parses options of an engine, such as `gpus_per_node=1`.
 
   Args:
