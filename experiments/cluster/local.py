@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('command', nargs='+', help='the command, after --')
   args = parser.parse_args(argv)
   for name in ('processes', 'devices'):
-    if (getattr(args, name) or 1) < 1:
-      parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
+    value = getattr(args, name)
+    if value is not None and value < 1:
+      parser.error(f'--{name} must be at least 1, got {value}')
   command = list(args.command)
   if command[0] == 'python':
     command[0] = sys.executable

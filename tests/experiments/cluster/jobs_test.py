@@ -15,12 +15,14 @@ def test_calls_end_in_any_order_and_errors_are_of_their_own_call():
 
   def call(item):
     if item == 0:
-      first.wait(60)  # Until the second one has ended.
+      first.wait(60)
       raise ValueError('line 1\nthe reason')
-    first.set()
     return item * 10
 
-  ended = dict(jobs.run(call, [0, 1], jobs.Plan(jobs=2)))
+  ended = {}
+  for item, job in jobs.run(call, [0, 1], jobs.Plan(jobs=2)):
+    ended[item] = job
+    first.set()
   assert list(ended) == [1, 0]
   assert ended[1].result() == 10
   with pytest.raises(ValueError, match='the reason') as error:

@@ -3,10 +3,11 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
+
+from experiments.cluster import local
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -29,34 +30,21 @@ def run_here(script, *arguments):
 def start(script, *arguments, count=None):
   """Starts it once, or `count` times with 8 devices over all of them."""
   command = [sys.executable, '-W', 'error', '-c', script, *map(str, arguments)]
-  # The proxies of some machines confuse the detection of processes.
-  plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
-  each = [{}]
-  if count is not None:
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      port = free.getsockname()[1]
-    each = [
-      {
-        # The last one counts.
-        'XLA_FLAGS': os.environ['XLA_FLAGS']
-        + f' --xla_force_host_platform_device_count={8 // count}',
-        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-        'JAX_NUM_PROCESSES': str(count),
-        'JAX_PROCESS_ID': str(index),
-      }
-      for index in range(count)
-    ]
+  if count is None:
+    # The proxies of some machines confuse the detection of processes.
+    each = [{k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}]
+  else:
+    each = local.environments(count, 8 // count)
   return [
     subprocess.Popen(
       command,
       cwd=ROOT,
-      env=plain | own,
+      env=env,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for own in each
+    for env in each
   ]
 
 
