@@ -142,10 +142,10 @@ def _series(n: Numbers, **more: Any) -> dict[str, Any]:
   return {'terms': n.K, 'step_size': 0.1, **more}
 
 
-def _weighted(name: str, **given: Any):
+def _weighted(name: str, **settings: Any):
   def make(n):
     oracle = bj.multi_objective(_objectives(n.M), n.M)
-    aggregator = getattr(bj.aggregators, name)(n.M, **given)
+    aggregator = getattr(bj.aggregators, name)(n.M, **settings)
     return optax.chain(oracle, aggregator, _SGD)
 
   return make
@@ -285,10 +285,10 @@ def compile_step(
   method = METHODS[name]
   solver = method.make(numbers)
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('examples',))
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   by_example = NamedSharding(mesh, PartitionSpec('examples'))
 
-  def array(*shape, sharding=whole, dtype=jnp.float32):
+  def array(*shape, sharding=replicated, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   def per_seed(x):
@@ -316,5 +316,5 @@ def compile_step(
 
   run = jax.vmap(step, in_axes=(0, 0, None)) if numbers.S > 1 else step
   arguments = (*jax.tree.map(per_seed, (params, state)), batch)
-  lowered = jax.jit(run, out_shardings=whole).lower(*arguments)
+  lowered = jax.jit(run, out_shardings=replicated).lower(*arguments)
   return Compiled(lowered.compile(), arguments)

@@ -194,7 +194,7 @@ def per_device(step: Step, compiled: jax.stages.Compiled) -> dict[str, float]:
   """Returns the memory of a device by use, GiB."""
   gib = lambda count: count / 2**30
 
-  def held(tree):
+  def count_bytes(tree):
     return sum(
       x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
       for x in jax.tree.leaves(tree)
@@ -202,7 +202,9 @@ def per_device(step: Step, compiled: jax.stages.Compiled) -> dict[str, float]:
 
   analysis = compiled.memory_analysis()
   names = ('adapters', 'state', 'weights', 'batch')
-  sizes = {n: gib(held(t)) for n, t in zip(names, step.arguments, strict=True)}
+  sizes = {
+    n: gib(count_bytes(t)) for n, t in zip(names, step.arguments, strict=True)
+  }
   sizes['temporaries'] = gib(analysis.temp_size_in_bytes)
   sizes['total'] = gib(
     analysis.argument_size_in_bytes

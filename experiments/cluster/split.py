@@ -112,10 +112,10 @@ def split(module: str, words: Sequence[str], over: str, plan: jobs.Plan) -> int:
   options = resolve(module, words)
   # Other machines may start in another folder.
   workdir = os.path.abspath(options.workdir)
-  whole = ['-m', module, *words, f'--workdir={workdir}']
+  command = ['-m', module, *words, f'--workdir={workdir}']
   folder = str(files.make_folder(pathlib.Path(workdir) / 'jobs'))
   items = [
-    (f'{over}={value}', (*whole, f'--{over}={value}'))
+    (f'{over}={value}', (*command, f'--{over}={value}'))
     for value in list_values(options.settings, over)
   ]
   calls = jobs.run(
@@ -132,8 +132,8 @@ def split(module: str, words: Sequence[str], over: str, plan: jobs.Plan) -> int:
     except Exception as error:
       failure = jobs.describe(error)
     print(f'{i}/{len(items)} {name}: {failure or "done"}', flush=True)
-  print(f'python {shlex.join(whole)}', flush=True)
-  return subprocess.call([sys.executable, *whole], cwd=declared.ROOT)
+  print(f'python {shlex.join(command)}', flush=True)
+  return subprocess.call([sys.executable, *command], cwd=declared.ROOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
