@@ -77,16 +77,14 @@ def add_communication(
 
 
 def add_memory(results: harness.Results, *, large_model: bool) -> None:
-  """Adds the memory of a device by use, GiB, and the time to compile."""
+  """Adds the memory of a device by use, GiB."""
   config, sizes = memory.LLAMA_3_8B, memory.Sizes()
   if not large_model:
     config, sizes = config_lib.tiny(64), memory.Sizes(8, 32, 16)
   for name in memory.METHODS:
-    start = time.monotonic()
     step = memory.abstract_step(name, config, sizes, axes=f'fsdp={DEVICES}')
     used = memory.per_device(step, memory.compile_step(step))
-    at = {'part': 'memory', 'name': name}
-    results.add(at, **used, compile_s=time.monotonic() - start)
+    results.add({'part': 'memory', 'name': name}, **used)
 
 
 def add_scaling(results: harness.Results, settings: Settings) -> None:
