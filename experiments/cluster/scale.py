@@ -4,12 +4,12 @@
     python -m experiments.tables --store /tmp/scale
     python -m experiments.tables
 
-The last two commands store the numbers and fill the tables of docs/scale.md.
+Expected: each method exchanges as many numbers as its formula says.
+Time: smoke and quick a few minutes on 2 cores.
 
-Expected: each method exchanges as many numbers as its formula says. Time: 5
-minutes on 2 cores for the preset quick. It needs no accelerator and no weights:
-programs are compiled for 8 virtual CPU devices, and only the small ones of the
-weak scaling run.
+The last two commands store the numbers and fill the tables of docs/scale.md. It
+needs no accelerator and no weights: programs are compiled for 8 virtual CPU
+devices, and only the small ones of the weak scaling run.
 """
 
 import dataclasses

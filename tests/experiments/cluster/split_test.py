@@ -7,7 +7,10 @@ from experiments.cluster import split
 from experiments.harness.study import jobs
 
 ZOO = 'experiments.stsa.bilevel_zoo'
-FLAGS = ('--preset=smoke', '--methods=soba,saba', '--seeds=2')
+FLAGS = (
+  *('--preset=smoke', '--methods=soba,saba', '--seeds=2', '--calls=300'),
+  *('--records=2', '--max_grid_extensions=0'),
+)
 
 
 def test_lists_of_settings_are_parts(tmp_path):
