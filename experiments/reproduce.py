@@ -12,8 +12,10 @@ Presets: `smoke` takes about a minute per paper and needs no data folder. It
 only shows that everything runs: its sizes are too small to judge a paper.
 `quick` takes minutes per binary, `paper` has the published sizes.
 `--runs=pbgd/mlp,pbgd/fashion` makes only these runs, each with its declared
-preset. The exit status is 1 if a command fails or a run lacks a metric of a
-claim, otherwise 0, also if claims are not shown.
+preset. `--jobs=4` makes four runs at the same time, and `--engine=slurm` or
+`--engine=ray` makes them on machines that share the workdir, see docs/scale.md.
+The exit status is 1 if a command fails or a run lacks a metric of a claim,
+otherwise 0, also if claims are not shown.
 """
 
 import os
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments.harness.app import errors, termination
+from experiments.harness.study import jobs
 from experiments.harness.study.claim import PRESETS
 from experiments.harness.study.reproduction import reproduce
 
@@ -43,6 +46,9 @@ def main(argv: Sequence[str]) -> None:
       data_dir=values.data_dir,
       timeout=None if limit is None else 60 * limit,
       store=values.store,
+      plan=jobs.Plan(
+        values.engine, values.jobs, jobs.parse_options(values.engine_options)
+      ),
     )
   except errors.UserError as error:
     sys.exit(f'reproduce: {error}')
@@ -68,5 +74,16 @@ if __name__ == '__main__':
   flags.DEFINE_bool('store', False, 'Stores the results for the documents.')
   flags.DEFINE_float(
     'timeout_minutes', None, 'Time limit of a command.', lower_bound=0
+  )
+  flags.DEFINE_enum(
+    'engine', 'local', tuple(jobs.ENGINES), 'Where the runs are made.'
+  )
+  flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', lower_bound=1)
+  flags.DEFINE_list(
+    'engine_options',
+    [],
+    'Options of the engine: for slurm of submitit, such as '
+    'slurm_partition=long,timeout_min=600,gpus_per_node=1; for ray of a task, '
+    'such as num_cpus=4.',
   )
   app.run(main)

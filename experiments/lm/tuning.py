@@ -130,6 +130,10 @@ class Tuning(NamedTuple):
       x = x if self.dtype is None else x.astype(self.dtype)
     else:
       x = decoder.embed(params, tokens, self.dtype)
+    if self.rows is not None:
+      # The embedding is split over its width: without this, the compiler splits
+      # the width of x too, and each device computes the attention of all rows.
+      x = jax.lax.with_sharding_constraint(x, self.rows)
     x = decoder.run_layers(
       self.config,
       params['layers'],

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 import signal
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from experiments import harness
 from experiments.harness.app import flags as flags_lib
 from experiments.harness.study import command as command_lib
-from experiments.harness.study import declared, reproduction
+from experiments.harness.study import declared, jobs, reproduction
 
 TOY = ('--starts=4', '--penalties=10,20', '--solvers=known_value')
 
@@ -75,6 +76,43 @@ def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   grown = {p.parent.parent.name for p in logs if p.read_bytes() != before[p]}
   assert grown == {'pbgd'}
   assert sum(p.read_bytes() != before[p] for p in logs) == 2
+
+
+def without_times(report):
+  return re.sub(r'(\d+ (h|min|s)\b *)+', '', report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('engine', 'options', 'package'),
+  [
+    ('local', {}, 'absl'),
+    ('slurm', {'cluster': 'local'}, 'submitit'),
+    ('ray', {'num_cpus': 0.5}, 'ray'),
+  ],
+)
+@pytest.mark.filterwarnings('ignore')  # Of the engines, not of this project.
+def test_jobs_of_an_engine_give_the_report_of_one_process(
+  run, tmp_path, engine, options, package
+):
+  pytest.importorskip(package)
+  runs = {'one': RUNS['toy'], 'two': RUNS['toy'], 'refused': RUNS['refused']}
+  claims = [claim(name, run=name) for name in runs]
+  plan = jobs.Plan(engine, 2, options)
+  many = run(*claims, runs=runs, plan=plan)
+  report = (tmp_path / 'report.md').read_text()
+  logs = list(tmp_path.rglob('pbgd/*/log.txt'))
+  assert len(logs) == 3
+  before = {path: path.read_bytes() for path in logs}
+  # The merge, by one process: only the failed run is made again.
+  assert run(*claims, runs=runs) == many
+  assert without_times((tmp_path / 'report.md').read_text()) == (
+    without_times(report)
+  )
+  grown = [path for path in logs if path.read_bytes() != before[path]]
+  assert [path.parent.name for path in grown] == ['refused']
+  assert many[1]['one'] == many[1]['two'] == 'shown, no interval'
+  assert 'starts must be at least 1.' in many[1]['refused']
 
 
 @pytest.mark.slow

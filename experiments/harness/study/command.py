@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness.store import files
@@ -14,6 +15,8 @@ from experiments.harness.study.declared import ROOT, Command
 
 _SECONDS_TO_SAVE = 60
 _SECONDS_TO_PRINT = 0.5
+# Processes of all threads.
+_running: set[subprocess.Popen] = set()
 
 
 class Ended(NamedTuple):
@@ -30,6 +33,30 @@ class Ended(NamedTuple):
   seconds: float
   results: dict[str, Any]
   skipped: str = ''
+
+
+def read_finished(command: Command, workdir: files.Path) -> Ended | None:
+  """Reads the end of a command that has finished; None if it is to run."""
+  folder = pathlib.Path(workdir) / command.folder
+  record = _read_record(folder / 'command.json')
+  if record.get('finished') and record.get('words') == command.words:
+    run = _finished(folder, record['seconds'])
+    # With results missing or damaged, it resumes from its checkpoints.
+    return None if run.failure else run
+  return None
+
+
+def end_running() -> None:
+  """Ends the commands that other threads execute, with time to save."""
+  running = list(_running)
+  for process in running:
+    process.terminate()
+  deadline = time.monotonic() + _SECONDS_TO_SAVE
+  for process in running:
+    try:
+      process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
 
 
 def execute(
@@ -49,16 +76,12 @@ def execute(
   folder = files.make_folder(pathlib.Path(workdir) / command.folder)
   record = folder / 'command.json'
   words = [sys.executable, *command.words, f'--workdir={folder}']
+  if run := read_finished(command, workdir):
+    return run
   before = _read_record(record)
-  if before.get('finished') and before.get('words') == command.words:
-    run = _finished(folder, before['seconds'])
-    # With results missing or damaged, it resumes from its checkpoints.
-    if not run.failure:
-      return run
   # Removes the results of a failed attempt.
   (folder / 'results.json').unlink(missing_ok=True)
   start = time.monotonic()
-  failure = ''
 
   def ended(failure):
     """Writes `command.json`."""
@@ -73,7 +96,28 @@ def execute(
     files.write_text(record, json.dumps(content, indent=2) + '\n')
     return run
 
-  with files.writing(folder), open(folder / 'log.txt', 'ab') as log:
+  try:
+    failure = run_logged(words, folder / 'log.txt', timeout=timeout)
+  except (SystemExit, KeyboardInterrupt):
+    ended('was ended from outside')
+    raise
+  return ended(failure)
+
+
+def run_logged(
+  words: Sequence[str], path: pathlib.Path, *, timeout: float | None = None
+) -> str:
+  """Runs a program at the top of the repository.
+
+  Args:
+    words: its command line.
+    path: log to which its output is appended; its folder exists.
+    timeout: seconds after which it is ended; None for no limit.
+
+  Returns:
+    The reason of a failure in one line, or ''.
+  """
+  with files.writing(path.parent), path.open('ab') as log:
     position = log.tell()
     process = subprocess.Popen(
       words,
@@ -82,24 +126,18 @@ def execute(
       stdout=log,
       stderr=subprocess.STDOUT,
     )
+    _running.add(process)
     try:
       status = process.wait(timeout)
     except subprocess.TimeoutExpired:
-      line = _last_line(folder / 'log.txt', position)
-      failure = f'took more than {timeout:g} s, after: {line}'
+      line = _last_line(path, position)
       process.send_signal(signal.SIGUSR1)  # Prints its stacks into the log.
       time.sleep(_SECONDS_TO_PRINT)
-    except (SystemExit, KeyboardInterrupt):
-      _end(process)
-      ended('was ended from outside')
-      raise
-    else:
-      if status:
-        line = _last_line(folder / 'log.txt', position)
-        failure = f'exit status {status}: {line}'
+      return f'took more than {timeout:g} s, after: {line}'
     finally:
+      _running.discard(process)
       _end(process)
-  return ended(failure)
+  return f'exit status {status}: {_last_line(path, position)}' if status else ''
 
 
 def _end(process: subprocess.Popen) -> None:

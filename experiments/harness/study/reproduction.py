@@ -1,16 +1,19 @@
 """Makes the runs of papers, and reports their claims."""
 
+import functools
 import os
 import pathlib
 import platform
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments.harness.app import errors
 from experiments.harness.store import files
-from experiments.harness.study import declared, report, stored
+from experiments.harness.study import command as command_lib
+from experiments.harness.study import declared, jobs, report, stored
 from experiments.harness.study.claim import Claim, judge
-from experiments.harness.study.command import Ended, execute
+from experiments.harness.study.command import Ended
 from experiments.harness.study.declared import Command
 
 COLUMNS = (
@@ -18,6 +21,7 @@ COLUMNS = (
   *('data', 'time', 'command'),
 )
 _PENDING = 'not run yet'
+_ONE_BY_ONE = jobs.Plan()
 
 
 def row(claim: Claim, command: Command, run: Ended | None) -> dict:
@@ -107,6 +111,56 @@ def write_report(
   files.write_text(path, '\n'.join(lines))
 
 
+def _execute(
+  item: tuple[str, Command], *, workdir: str, timeout: float | None
+) -> Ended:
+  """Runs a command; the job of an engine, which prints into its log."""
+  line, command = item
+  print(line, flush=True)
+  return command_lib.execute(command, workdir, timeout=timeout)
+
+
+def _run_all(
+  commands: Mapping[Command, str],
+  *,
+  workdir: files.Path,
+  timeout: float | None,
+  plan: jobs.Plan,
+) -> Iterator[tuple[Command, Ended]]:
+  """Gives the ends of commands: of those that will not run, then of jobs.
+
+  Args:
+    commands: extras by command.
+    workdir: as of `reproduce`.
+    timeout: as of `reproduce`.
+    plan: as of `reproduce`.
+  """
+  items = []
+  for i, (command, extra) in enumerate(commands.items(), 1):
+    line = f'{i}/{len(commands)} python {shlex.join(command.words)}'
+    run = command_lib.read_finished(command, workdir)
+    if why := declared.why_missing(extra):
+      run = Ended('', 0.0, {}, why)
+    if run is None:
+      items.append((line, command))
+    else:
+      print(line, flush=True)
+      yield command, run
+  # Other machines may start in another folder.
+  absolute = os.path.abspath(workdir)
+  run_one = functools.partial(_execute, workdir=absolute, timeout=timeout)
+  plan = plan._replace(folder=os.path.join(absolute, 'jobs'))
+  calls = jobs.run(run_one, items, plan, stop=command_lib.end_running)
+  for (_, command), job in calls:
+    try:
+      yield command, job.result()
+    except errors.UserError:
+      raise
+    except Exception as error:
+      # A machine was lost: only its own commands fail.
+      yield command, Ended(jobs.describe(error), 0.0, {})
+
+
 def reproduce(
   *,
   preset: str,
@@ -116,6 +170,7 @@ def reproduce(
   data_dir: str | None = None,
   timeout: float | None = None,
   store: bool = False,
+  plan: jobs.Plan = _ONE_BY_ONE,
 ) -> bool:
   """Makes the runs and writes `report.md`.
 
@@ -128,6 +183,7 @@ def reproduce(
     data_dir: folder of data sets for the binaries.
     timeout: seconds that a command may take, or None.
     store: whether to store results for the documents.
+    plan: engine and number of jobs; each command is a job.
 
   Returns:
     Whether every command succeeded and has the metrics of its claims.
@@ -138,25 +194,24 @@ def reproduce(
   )
   judged = declared.judged_in(known, commands, preset)
   path = files.make_folder(workdir) / 'report.md'
+  extras = {c: known[c.paper].runs[c.name].extra for c in commands.values()}
   runs: dict[Command, Ended] = {}
   fine = True
   write_report(path, judged, runs, preset=preset)
-  for i, command in enumerate(commands.values(), 1):
-    line = f'{i}/{len(commands)} python {shlex.join(command.words)}'
-    print(line, flush=True)
-    extra = known[command.paper].runs[command.name].extra
-    if why := declared.why_missing(extra):
-      run = Ended('', 0.0, {}, why)
-    else:
-      run = execute(command, workdir, timeout=timeout)
+  for command, run in _run_all(
+    extras, workdir=workdir, timeout=timeout, plan=plan
+  ):
     runs[command] = run
     failure = run.failure or missing_metrics(
       [claim for claim, own in judged if own == command], run.results
     )
     fine &= not failure
     outcome = failure or (run.skipped and f'not run: {run.skipped}') or 'done'
-    print(f'  {outcome}, {_duration(run.seconds)}', flush=True)
-    write_report(path, judged, runs, preset=preset)
+    name = f'{command.paper}/{command.name}: ' if plan.jobs > 1 else ''
+    print(f'  {name}{outcome}, {_duration(run.seconds)}', flush=True)
+    # The same order for any number of jobs.
+    ordered = {c: runs[c] for c in extras if c in runs}
+    write_report(path, judged, ordered, preset=preset)
     if store and run.results:
       try:
         print(f'  {stored.store(pathlib.Path(workdir) / command.folder)}')

@@ -3,10 +3,11 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
+
+from experiments.cluster import local
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -41,35 +42,22 @@ def start(script, *arguments, count=None, last=(), devices=8):
   """
   kind = '-c' if '\n' in script else '-m'
   command = [sys.executable, '-W', 'error', kind, script, *map(str, arguments)]
-  # The proxies of some machines confuse the detection of processes.
-  plain = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}
-  each = [{}]
-  if count is not None:
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      port = free.getsockname()[1]
-    each = [
-      {
-        # The last one counts.
-        'XLA_FLAGS': os.environ['XLA_FLAGS']
-        + f' --xla_force_host_platform_device_count={devices // count}',
-        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-        'JAX_NUM_PROCESSES': str(count),
-        'JAX_PROCESS_ID': str(index),
-      }
-      for index in range(count)
-    ]
+  if count is None:
+    # The proxies of some machines confuse the detection of processes.
+    each = [{k: v for k, v in os.environ.items() if 'proxy' not in k.lower()}]
+  else:
+    each = local.environments(count, devices // count)
   more = [()] * (len(each) - 1) + [last]
   return [
     subprocess.Popen(
       [*command, *further],
       cwd=ROOT,
-      env=plain | own,
+      env=env,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for own, further in zip(each, more, strict=True)
+    for env, further in zip(each, more, strict=True)
   ]
 
 

@@ -1,0 +1,1 @@
+"""Programs for runs on several processes, machines or accelerators."""
