@@ -49,7 +49,7 @@ def test_killed_before_a_call(tmp_path):
     lab.whole()
     counts = dict(lab.calls.counts)
     for kind in ('write', 'sync', 'rename', 'unlink'):
-      for number in range(1, counts[kind], 8):
+      for number in range(1, counts[kind], 16):
         workdir = lab_lib.fresh(tmp_path)
         lab.calls.arm(syscalls.Fault(kind, number, 0))
         answer = lab.order('attempt', workdir)
