@@ -12,6 +12,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.benchmarks import suite
 from experiments.harness.store import files
 from experiments.lm import array_cache
 from experiments.rl import policies
@@ -80,6 +81,12 @@ def test_caches(tmp_path, content):
   path.write_bytes(CONTENTS[content](marker))
   with pytest.warns(RuntimeWarning, match='is damaged'):
     assert array_cache._read(path, ['about', 'noise'], 1) is None
+  row = tmp_path / 'rows' / 'a+b.json'
+  row.parent.mkdir()
+  row.write_bytes(CONTENTS[content](marker))
+  options = harness.Options('', '', '', None, str(tmp_path), None, ())
+  with pytest.warns(RuntimeWarning, match='is measured again'):
+    assert suite._read(options, 'a/b') == {}
   assert not marker.exists()
 
 
