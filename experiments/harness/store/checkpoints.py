@@ -91,7 +91,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         self._folder,
         item_handlers={
-          'leaves': self._kept(ocp.StandardCheckpointHandler()),
+          'leaves': self._record_writes(ocp.StandardCheckpointHandler()),
           'about': _AboutHandler(),
         },
         options=ocp.CheckpointManagerOptions(
@@ -152,8 +152,8 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
-  def _kept(self, handler: ocp.StandardCheckpointHandler) -> Any:
-    """Makes a handler keep its writes, which orbax forgets after an error."""
+  def _record_writes(self, handler: ocp.StandardCheckpointHandler) -> Any:
+    """Makes a handler record its writes, which orbax forgets after an error."""
     save = handler.async_save
 
     async def async_save(*args, **kwargs):
