@@ -98,7 +98,7 @@ def pytest_runtest_setup(item):
 def pytest_configure(config):
   """With `-n`, a module of tests is one worker's: it shares what it compiles.
 
-  A row of the contract is a test by itself.
+  A row of the contract is a test by itself, and so are a binary's kills.
   """
   if getattr(config.option, 'dist', 'no') == 'load':
     config.option.dist = 'loadgroup'
@@ -112,6 +112,6 @@ def pytest_collection_modifyitems(config, items):
   if not hasattr(config.option, 'dist'):
     return
   for item in items:
-    if item.path.name != 'contract_test.py':
+    if item.path.name not in ('contract_test.py', 'kills_test.py'):
       module = str(item.path.relative_to(config.rootpath))
       item.add_marker(pytest.mark.xdist_group(module))

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 # Fields, which papers share, and the other fields that each may import.
 FIELDS = {
@@ -175,6 +177,10 @@ def runs_data(tree):
       isinstance(node, ast.keyword)
       and node.arg == 'allow_pickle'
       and not (isinstance(node.value, ast.Constant) and not node.value.value)
+    ) or (
+      isinstance(node, ast.Call)
+      and ast.unparse(node.func) in ('np.load', 'numpy.load')
+      and len(node.args) > 2
     ):
       yield 'allow_pickle'
 
@@ -191,9 +197,39 @@ def test_no_data_is_run():
   assert found == {
     'tests/experiments/speech/loaders_test.py': ['pickle'],
   }
-  for line in ('np.load(x, allow_pickle=True)', 'np.load(x, allow_pickle=y)'):
+  for line in (
+    'np.load(x, allow_pickle=True)',
+    'np.load(x, allow_pickle=y)',
+    'np.load(x, None, True)',
+  ):
     assert list(runs_data(ast.parse(line))) == ['allow_pickle']
   assert not list(runs_data(ast.parse('np.load(x, allow_pickle=False)')))
+
+
+@pytest.mark.parametrize('folder', ['bilevel_jax', 'experiments', 'tests'])
+def test_ruff_refuses_calls_that_run_data(folder):
+  code = 'import marshal, pickle\n' + ''.join(
+    f'{call}\n'
+    for call in (
+      "exec('')",
+      "pickle.loads(b'')",
+      "marshal.loads(b'')",
+      "eval('')",
+    )
+  )
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'ruff', 'check', '--output-format=concise'),
+      f'--stdin-filename={folder}/a/b.py',
+    ],
+    input=code,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  for rule in ('S102', 'S301', 'S302', 'S307'):
+    assert f': {rule} ' in done.stdout, done.stdout + done.stderr
 
 
 def test_tests_have_every_extra():

@@ -243,10 +243,16 @@ def _write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 def _read(options: harness.Options, name: str) -> dict[str, Any]:
+  """Reads a row; {} if it is missing or damaged, and so measured again."""
   path = _path(options, name)
-  if not path.exists():
-    return {}
-  return json.loads(path.read_text(encoding='utf-8'))
+  try:
+    return dict(json.loads(path.read_text(encoding='utf-8')))
+  except FileNotFoundError:
+    pass
+  except (ValueError, TypeError) as error:
+    what = f'{path} is damaged ({error}): its row is measured again'
+    files.put_aside(path, what, path.parent)
+  return {}
 
 
 def _verdict(row: measure.Row, record: Mapping[str, Any]) -> str:

@@ -86,11 +86,12 @@ class Checkpoints:
   def __init__(self, folder: files.Path, *, keep: int = 2):
     self._folder = files.make_folder(folder)
     self._silence = contextlib.ExitStack()
+    self._pending: list[Any] = []
     with files.writing(self._folder):
       self._manager = ocp.CheckpointManager(
         self._folder,
         item_handlers={
-          'leaves': ocp.StandardCheckpointHandler(),
+          'leaves': self._record_writes(ocp.StandardCheckpointHandler()),
           'about': _AboutHandler(),
         },
         options=ocp.CheckpointManagerOptions(
@@ -151,13 +152,37 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
+  def _record_writes(self, handler: ocp.StandardCheckpointHandler) -> Any:
+    """Makes a handler record its writes, which orbax forgets after an error."""
+    save = handler.async_save
+
+    async def async_save(*args, **kwargs):
+      self._pending = list(await save(*args, **kwargs) or ())
+      return self._pending
+
+    handler.async_save = async_save
+    return handler
+
+  def _settle(self) -> None:
+    """Waits for writes that go on after an error.
+
+    They would write into the folder while the next attempt clears it.
+    """
+    for write in self._pending:
+      with contextlib.suppress(Exception):
+        write.result()
+    time.sleep(0.3)
+
   @contextlib.contextmanager
   def _writing(self):
     with files.writing(self._folder):
       try:
         yield
+      except OSError:
+        self._settle()
+        raise
       except ValueError as error:
-        time.sleep(0.3)  # Lets pending writes fail.
+        self._settle()
         # Tensorstore reports a full disk as a ValueError.
         match = re.search(r"os_error_code='(\d+)'", str(error))
         if match is None:

@@ -4,7 +4,7 @@ import itertools
 import pathlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -95,6 +95,7 @@ def load(
           for stored, leaf in about.leaves.items()
           if leaf.path[0] in parts
         }
+        _check_paths([leaf.path for leaf in wanted.values()])
         arrays = read_leaves(checkpoint, wanted)
       except Exception as error:  # A damaged file makes orbax raise anything.
         what = f'{damage(step, error)}: reading the previous one'
@@ -129,6 +130,15 @@ def _suggest(workdir: pathlib.Path) -> str:
   runs = [path.parent for path in workdir.glob('**/checkpoints')]
   known = sorted(path.relative_to(workdir).as_posix() for path in runs)
   return f'; there are {", ".join(known)}' if known else ': train there first'
+
+
+def _check_paths(paths: Sequence[leaves_lib.Path]) -> None:
+  """Raises ValueError if a path is invalid, or has another one below it."""
+  distinct = {tuple(path) for path in paths}
+  above = {path[:i] for path in distinct for i in range(len(path))}
+  names = {type(name) for path in distinct for name in path}
+  if not names <= {str, int} or len(distinct) < len(paths) or distinct & above:
+    raise ValueError('its description has invalid paths')
 
 
 def _below(items, *names):
