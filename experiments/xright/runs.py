@@ -20,7 +20,7 @@ class Adapters:
   """Adapters of low rank (LoRA).
 
   Attributes:
-    rank: of the adapters; 0 trains all weights. 32 in the paper.
+    rank: rank of the adapters; 0 trains all weights. 32 in the paper.
     alpha: adapters are scaled by alpha / rank.
     weights: weights of each layer with adapters: q, k, v, o, gate, up, down,
       also written q_proj and so on.
@@ -41,7 +41,7 @@ class Optimiser:
   """Adam.
 
   Attributes:
-    learning_rate: constant; 5e-5 in the paper.
+    learning_rate: constant step size of Adam; 5e-5 in the paper.
     clip: largest norm of a gradient.
   """
 

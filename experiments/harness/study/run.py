@@ -55,6 +55,8 @@ def run(study: study_lib.Study) -> None:
     if not flags.FLAGS['verbosity'].present:
       # jax and orbax log a lot.
       logging.set_verbosity(logging.WARNING)
+    for sentence in flags_lib.renamed_flags(study.renamed):
+      print(f'{paper}/{binary}: {sentence}', file=sys.stderr)
     try:
       mode, files = _mode(study, argv[1:])
       options = flags_lib.resolve(
