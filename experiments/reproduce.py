@@ -72,7 +72,7 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'data_dir',
     None,
-    'Folder of data sets; without it, runs that need one are skipped.',
+    'Folder of data sets; smoke needs none, and runs without their data fail.',
   )
   flags.DEFINE_bool('store', False, 'Stores the results for the documents.')
   flags.DEFINE_float(
