@@ -134,6 +134,16 @@ def test_docstrings_become_markdown():
   assert text.endswith('Examples:\n  >>> 1')
 
 
+def test_sections_of_docstrings_can_be_read(caplog):
+  griffe = pytest.importorskip('griffe', reason='the extra docs is missing')
+  for name in reference.public_names():
+    caplog.clear()
+    griffe.Docstring(reference.documentation(name)).parse('google')
+    lines = [record.getMessage() for record in caplog.records]
+    lacking = [line for line in lines if "'exception: description'" in line]
+    assert not lacking, f'{name.paths[0]}: {lacking}'
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
   pytest.importorskip('mkdocs', reason='the extra docs is not installed')
