@@ -56,7 +56,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_enum('preset', 'quick', PRESETS, 'Sizes of the runs.')
+  flags.DEFINE_enum(
+    'preset',
+    'quick',
+    PRESETS,
+    'Sizes of the runs: smoke, quick or paper, see above.',
+  )
   flags.DEFINE_list('papers', [], 'Papers, separated by commas; default: all.')
   flags.DEFINE_list(
     'runs',
@@ -70,10 +75,17 @@ if __name__ == '__main__':
     'Folder of the report and the runs; the same command resumes. Default: '
     'runs/reproduce/<preset>.',
   )
-  flags.DEFINE_string('data_dir', None, 'Folder of data sets.')
+  flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Folder of data sets; smoke needs none, and runs without their data fail.',
+  )
   flags.DEFINE_bool('store', False, 'Stores the results for the documents.')
   flags.DEFINE_float(
-    'timeout_minutes', None, 'Time limit of a command.', lower_bound=0
+    'timeout_minutes',
+    None,
+    'Minutes until a run is ended as failed.',
+    lower_bound=0,
   )
   flags.DEFINE_enum(
     'engine', 'local', tuple(jobs.ENGINES), 'Where the runs are made.'

@@ -134,6 +134,16 @@ def test_docstrings_become_markdown():
   assert text.endswith('Examples:\n  >>> 1')
 
 
+def test_sections_of_docstrings_can_be_read(caplog):
+  griffe = pytest.importorskip('griffe', reason='the extra docs is missing')
+  for name in reference.public_names():
+    caplog.clear()
+    griffe.Docstring(reference.documentation(name)).parse('google')
+    lines = [record.getMessage() for record in caplog.records]
+    lacking = [line for line in lines if "'exception: description'" in line]
+    assert not lacking, f'{name.paths[0]}: {lacking}'
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
   pytest.importorskip('mkdocs', reason='the extra docs is not installed')
@@ -157,9 +167,9 @@ def test_site_builds_without_a_warning(tmp_path):
 
 
 def test_documents_have_short_lines():
-  """Outside tables, their captions and comments that ask for numbers."""
-  for path in PAGES:
+  """Outside tables and comments that ask for numbers."""
+  for path in [*PAGES, *ROOT.glob('experiments/*/README.md')]:
     for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
       plain = re.sub(r'<!--.*?-->', '', line)
-      if not plain.lstrip().startswith(('|', '(')):
+      if not plain.lstrip().startswith('|'):
         assert len(plain) <= 200, f'{name_of(path)}:{number}'

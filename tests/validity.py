@@ -139,11 +139,19 @@ def cells(
       values[column] = ''
       continue
     if column in ('accumulate', 'mean_over', *WRAPPERS):
-      why = '' if row.wraps else 'it takes no wrapper'
+      why = '' if row.wraps else 'the method takes no wrapper of oracles'
     if not why and column == 'accumulate':
-      why = 'its parts would be treated differently' if row.keys else ''
+      why = (
+        'random draws or a warm start would differ between parts'
+        if row.keys
+        else ''
+      )
     if not why and column in ('accumulate', 'mean_over'):
-      why = 'not linear in its samples' if row.parts == 'none' else ''
+      why = (
+        'a mean over parts is not the update of the full batch'
+        if row.parts == 'none'
+        else ''
+      )
     elif not why:
       why = refusal(row, column)
     values[column] = '' if why == NO_RECORD else NO if why else YES
@@ -175,7 +183,7 @@ def tables() -> str:
         f'| `{name}` | {cost(row)} | {" | ".join(values.values())} |'
       )
     lines.append('')
-  lines += ['What does not go together, and why, in the words of the error:']
+  lines += ['Refused combinations, by reason or by the message of the error:']
   lines.append('')
   reasons = (
     textwrap.fill(

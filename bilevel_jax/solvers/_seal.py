@@ -244,8 +244,7 @@ def seal(
     ValueError: if the number of rows is below 1, the penalty is negative, the
       kind of weights is unknown, or a record has a `batch_at`.
     TypeError: at the call, if a loss is not a scalar, `row_losses` does not
-    give
-      one number for each row, or `at` does not give whole numbers.
+      give one number for each row, or `at` does not give whole numbers.
 
   Example:
     >>> import bilevel_jax as bj, jax, jax.numpy as jnp, optax

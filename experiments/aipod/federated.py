@@ -12,12 +12,13 @@ Expected: on packaged digits 1.04 of FedNest's rounds, with one upper step each
 and with ten local ones: no saving. Time: 15 minutes for quick, hours for paper
 on 2 cores.
 
-Clients, each with digits of about two classes, train a common network. Each
-mean of a vector over the clients is one round. All methods are tuned on the
-same grid of step sizes, with digits and seeds that the reported numbers do not
-use; the lower steps S of E-AiPOD are tuned as well. FedNest's rounds T and
-local steps tau are chosen by the reported numbers, with one upper step as in
-E-AiPOD, and with several local ones.
+`loss_tuning` weighs the classes of imbalanced digits, `reduced` is `paper` on
+pooled MNIST in about an hour. Clients, each with digits of about two classes,
+train a common network. Each mean of a vector over the clients is one round. All
+methods are tuned on the same grid of step sizes, with digits and seeds that the
+reported numbers do not use; the lower steps S of E-AiPOD are tuned as well.
+FedNest's rounds T and local steps tau are chosen by the reported numbers, with
+one upper step as in E-AiPOD, and with several local ones.
 """
 
 import dataclasses

@@ -27,6 +27,15 @@ TITLES = {
   'no_exploration': 'BL-JUST without exploration',
   'no_tuning': 'BL-JUST without final fine-tuning',
 }
+MEANINGS = {
+  'supervised': 'recognition loss on transcripts alone.',
+  'supervised_longer': 'the same with as many gradients as BL-JUST.',
+  'pretrain': 'self-supervised updates first, then recognition.',
+  'joint': 'weighted sum of both losses.',
+  'bl_just': 'self-supervised exploration, both losses by a penalty, tuning.',
+  'no_exploration': 'bl_just without updates on audio alone.',
+  'no_tuning': 'bl_just without the final updates on transcripts alone.',
+}
 _SSL, _BOTH, _CTC = range(len(feed.STEPS))
 
 

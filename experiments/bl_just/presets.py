@@ -83,7 +83,7 @@ class Training:
   check_every: int = 600
 
 
-_KNOWN = harness.Among(methods.TITLES)
+_KNOWN = harness.Among(methods.TITLES, methods.MEANINGS)
 _DATA, _SHARES = corpora.Data(), methods.Shares()
 _SSL, _MASKS = objectives.Ssl(), front_end.Masks()
 Shares = methods.Shares  # `Settings` has a field `methods`.

@@ -12,12 +12,15 @@ Expected: `quick` 0.04 word error for all methods, converged. AN4: 0.17
 supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes; `an4_grid`
 four and a half hours of a core.
 
-The upper problem is recognition by connectionist temporal classification, the
-lower problem a self-supervised loss of audio; they share an encoder. Methods
-are compared at equal numbers of updates, and supervised training also at the
-number of gradients of BL-JUST. `SPEECH` has `fsdd.tar.gz` and
-`an4_mfcc.tar.gz`, or the folders of LibriSpeech or TED-LIUM. `FOLDER` has audio
-files and a file `texts.tsv` with lines `path<TAB>text`.
+Presets: `quick` compares methods on strings of spoken digits, `digits` trains a
+recogniser of digits, `an4_full` and `an4_grid` compare on AN4 with all texts
+and with fractions of them, `paper` is LibriSpeech on an accelerator, `user`
+your folder. The upper problem is recognition by connectionist temporal
+classification, the lower problem a self-supervised loss of audio; they share an
+encoder. Methods are compared at equal numbers of updates, and supervised
+training also at the number of gradients of BL-JUST. `SPEECH` has `fsdd.tar.gz`
+and `an4_mfcc.tar.gz`, or the folders of LibriSpeech or TED-LIUM. `FOLDER` has
+audio files and a file `texts.tsv` with lines `path<TAB>text`.
 """  # noqa: E501
 
 import dataclasses

@@ -35,6 +35,17 @@ from experiments.lm.config import Config
 
 DEMONSTRATIONS = ('sft', 'chord', 'distillation', 'uft')
 COMPARISONS = ('dpo', 'ipo', 'kto', 'orpo', 'uft_pairs')
+MEANINGS = {
+  'sft': 'negative log-probability per token.',
+  'chord': 'sft with token weights p (1 - p).',
+  'distillation': 'divergence from a teacher per token.',
+  'uft': 'implicit reward with target 1.',
+  'dpo': 'direct preference optimisation, summed over tokens.',
+  'ipo': 'a margin of a fixed size, of means over tokens.',
+  'kto': 'separate losses of wanted and unwanted answers.',
+  'orpo': 'odds ratio, and fine-tuning on chosen answers.',
+  'uft_pairs': 'implicit rewards with targets 1 and 0.',
+}
 PAIR = ('chosen', 'rejected')
 # Objectives with a reference, and objectives that are means over tokens.
 REFERENCED = ('uft', 'dpo', 'ipo', 'kto', 'uft_pairs')

@@ -30,7 +30,9 @@ COMPARISON_SETTINGS = ('methods', 'bias_batches', 'datasets', 'grid')
 
 Outcomes = dict[str, comparison.Outcome]
 Sizes = Annotated[tuple[int, ...], harness.Allowed(empty=True)]
-Methods = Annotated[tuple[str, ...], harness.Among(methods.EVERY)]
+Methods = Annotated[
+  tuple[str, ...], harness.Among(methods.EVERY, methods.MEANINGS)
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,14 @@ SOLVERS = {
   'moco_plus': Hyperparameter('share', SHARES),
 }
 EVERY = (*METHODS, *SOLVERS)
+# Names that are not those of the library.
+MEANINGS = {
+  'smg': 'stochastic multi-gradient: MGDA on a single batch.',
+  'uncertainty': 'uncertainty weighting: learns a variance for each objective.',
+  'moco_exact': 'moco whose weights solve the subproblem in each step.',
+  'moco_no_memory': 'control: weight steps of moco on single batches.',
+  'moco_exact_published': 'moco_exact with the published tracking share.',
+}
 
 
 def hyperparameter(name: str) -> Hyperparameter | None:

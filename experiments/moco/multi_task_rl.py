@@ -35,6 +35,7 @@ from experiments.rl import minatar, mt10, multi_task
 TUNING_SEED = 1_000_000
 # Methods that need one rollout per update.
 METHODS = tuple(n for n, m in methods.METHODS.items() if m.samples == 1)
+Methods = Annotated[tuple[str, ...], harness.Among(METHODS, methods.MEANINGS)]
 
 LEARNING = multi_task.Learning()
 GRID = compare.Grid((2e-3, 4e-3, 8e-3), (4e-3,), max_grid_extensions=0)
@@ -60,9 +61,7 @@ class Settings:
   games: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = (
     *('Breakout', 'Asterix', 'SpaceInvaders'),
   )
-  methods: Annotated[tuple[str, ...], harness.Among(METHODS)] = (
-    *('mean', 'pcgrad', 'cagrad', 'smg', 'nash_mtl', 'moco'),
-  )
+  methods: Methods = (*('mean', 'pcgrad', 'cagrad', 'smg', 'nash_mtl', 'moco'),)
   frames: int = 500_000
   tuning_frames: int = 50_000
   records: int = 10

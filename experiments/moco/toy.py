@@ -37,7 +37,7 @@ PUBLISHED_TRACKING = 5.0  # Tracking share of `moco_exact_published`.
 WEIGHT_STEP = 5.0  # Weight step of MoCo, divided by sqrt(k + 1).
 
 Methods = Annotated[
-  tuple[str, ...], harness.Among((*methods.METHODS, MOCO[-1]))
+  tuple[str, ...], harness.Among((*methods.METHODS, MOCO[-1]), methods.MEANINGS)
 ]
 
 

@@ -67,6 +67,13 @@ PLAIN_STEP = 0.1
 BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg', 'suggested')
 CONTROLS = ('val_only', 'noisy_train', 'clean_part')
 
+MEANINGS = {
+  'suggested': 'v_pbgd with step sizes and penalty from `bj.suggest`.',
+  'val_only': 'control: trains on the clean digits of the upper loss alone.',
+  'noisy_train': 'control: trains on all polluted digits with equal weights.',
+  'clean_part': 'control: trains on the correctly labelled digits alone.',
+}
+
 # Methods with an inner loop: they get the gradient budget of V-PBGD. All others
 # take as many steps as V-PBGD.
 _NESTED = ('bome', 'rhg', 't_rhg')

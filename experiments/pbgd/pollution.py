@@ -32,7 +32,7 @@ class Settings(hyper_cleaning.Settings):
     fractions: fractions of digits with a redrawn label.
   """
 
-  methods: tuple[str, ...] = METHODS
+  methods: hyper_cleaning.Methods = METHODS
   fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 

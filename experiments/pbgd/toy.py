@@ -45,7 +45,7 @@ class Settings:
   """Settings of a run; published values unless marked as not published.
 
   Attributes:
-    solvers: solvers to run, among `SOLVERS`; the paper has `known_value`.
+    solvers: solvers to run; the paper has `known_value`.
     penalties: penalties of the sweep, ascending.
     headline_penalty: penalty whose end points are judged and drawn.
     fit_from: smallest penalty in the fit of the exponents; not published.

@@ -32,7 +32,7 @@ class Settings:
   """Settings of a run; the paper is Thoma et al., 2024.
 
   Attributes:
-    temperatures: of the follower's entropy, as in the paper.
+    temperatures: temperatures of the follower's entropy, as in the paper.
     steps: number of updates; 10,000 in the paper.
     chunk: updates between two records.
     penalty: the first and the last lambda times the temperature; the follower's

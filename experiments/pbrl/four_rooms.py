@@ -10,6 +10,9 @@ Incentive Alignment, 2024.
 Expected: the value penalty is above the best other method in 2 of 9 cells, and
 level in 7. Time: 8 CPU-minutes.
 
+Methods: the value penalty of the paper; HPGD, the hypergradient at the exact
+response, with its published mean; AMD, adaptive model design, which
+differentiates some backups of the response; zero order, by random differences.
 The table has nine cells: three temperatures of the follower's entropy and three
 prices that the leader pays for its taxes. All methods are judged by the
 leader's return at the follower's exact optimum, averaged over both goals.
@@ -31,7 +34,7 @@ class Settings(contextual.Settings):
   """Settings of a run, and of this problem.
 
   Attributes:
-    prices: of taxes, paid by the leader, as in the paper.
+    prices: price per unit of tax that the leader pays, as in the paper.
   """
 
   prices: tuple[float, ...] = (1.0, 3.0, 5.0)

@@ -21,7 +21,7 @@ class Game:
   Attributes:
     states: number of states.
     actions: numbers of actions of both players, the leader first.
-    discount: of rewards.
+    discount: discount of rewards.
     temperature: tau, weight of the entropy of the lower-level players.
   """
 

@@ -42,6 +42,13 @@ METHODS = {
 }
 
 
+MEANINGS = {
+  'oracle': 'actor-critic (A2C) on the true reward.',
+  'drlhf': 'deep RL from human preferences, reward and policy in turn.',
+  'pbrl': 'penalty-based bilevel RL, the method of the paper.',
+  'control/random_labels': 'DRLHF with random labels.',
+  'control/constant_reward': 'actor-critic on a reward of 1 per step.',
+}
 EPISODES = 32  # Number of last episodes in the recorded mean return.
 
 
@@ -70,7 +77,7 @@ class Preferences:
     start_pairs: pairs before the policy learns; 576 in the paper.
     buffer: capacity of the buffer of pairs; 3,000 in the paper.
     held_out: untied pairs that measure the reward model's accuracy.
-    temperature: of synthetic labels, in units of the true reward.
+    temperature: noise of synthetic labels, in units of the true reward.
   """
 
   fragment: int = 25
@@ -132,7 +139,7 @@ class Settings:
     reward: learning of the reward model.
     rates: step sizes of the actors' Adam, tried on unreported seeds; they fall
       linearly to 0.
-    discount: of rewards.
+    discount: discount of rewards.
     weights: of the terms of the losses.
     records: number of records of a run; the last one is at its end.
     seeds: of weights, environments, actions and labels.
@@ -144,7 +151,7 @@ class Settings:
   methods: Annotated[
     tuple[str, ...],
     harness.Allowed(empty=True),
-    harness.Among(METHODS),
+    harness.Among(METHODS, MEANINGS),
   ] = ()
   labels: str = ''
   frames: int | None = None

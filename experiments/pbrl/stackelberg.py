@@ -8,7 +8,10 @@ Reinforcement Learning and RLHF, 2024.
 Expected: 10 wins of 10 for both penalties, F 7.56 and 7.64 against 7.28.
 Time: some minutes on 2 cores, most of it compilation.
 
-The policies of both players are tables; entropy makes the follower's optimum
+Methods: the value penalty, on the gap of the follower's value; the Bellman
+penalty, on the gap of its soft Bellman equation; the hypergradient through the
+optimum; independent gradients, each player on its own return. The policies of
+both players are tables; entropy makes the follower's optimum
 unique. A method is judged by F, the leader's return at the follower's exact
 optimum. The return of the current pair of policies is also reported: it exceeds
 F if the penalty is too small.

@@ -24,8 +24,8 @@ class Learning:
     environments: number of parallel environments per task.
     rollout: steps of each environment in an update; for mt10 the first steps of
       an episode, to which returns and successes are limited.
-    discount: of rewards.
-    decay: of generalised advantage estimates.
+    discount: discount of rewards.
+    decay: lambda of generalised advantage estimates.
     entropy: weight of the policy's entropy.
     critic: weight of the critic's loss.
     reward_scale: factor of rewards in the losses.

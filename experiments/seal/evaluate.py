@@ -1,4 +1,4 @@
-"""Evaluates scores of rows: drop rates, areas, and transfer between models.
+r"""Evaluates scores of rows: drop rates, areas, and transfer between models.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.

@@ -16,6 +16,11 @@ from experiments.lm import tokenizer as tokenizer_lib
 from experiments.seal import rows, tuned_models
 
 SETS = ('shuffled', 'harmless', 'made_up')
+SETS_MEANINGS = {
+  'shuffled': 'answers to other prompts among ordinary rows.',
+  'harmless': 'rejected answers among ordinary rows.',
+  'made_up': 'short random rows, which need no data.',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Adapters:
   Attributes:
     layers: number of layers with adapters, the last ones; 0 for all, as in the
       paper. Outputs of the layers below are computed once per row.
-    rank: of the adapters; 16 in the paper.
+    rank: rank of the adapters; 16 in the paper.
     rate: step size of Adam.
   """
 

@@ -1,4 +1,4 @@
-"""Ranks fine-tuning rows by safety and selects the rows to keep.
+r"""Ranks fine-tuning rows by safety and selects the rows to keep.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
@@ -49,7 +49,7 @@ TITLES = {
   'ngrams': 'hashed n-grams (DSIR)',
   'longer': 'length, longer is kept',
   'shorter': 'length, shorter is kept',
-  'random': 'random',
+  'random': 'random order',
 }
 LOSSES = objectives.DEMONSTRATIONS + objectives.COMPARISONS
 # `kto` compares the rows of a batch, so it cannot rank single rows.
@@ -61,14 +61,17 @@ class Losses:
   """Objectives of the selector; controls use the loss of chosen answers.
 
   Attributes:
-    safe_loss: objective of the safe rows, of `experiments.lm.objectives`.
-    finetune_loss: objective of the rows to rank, also a name there.
-    beta: of the losses with a reference.
-    teacher: folder or file of the teacher of distillation, like model.
+    safe_loss: objective of the safe rows.
+    finetune_loss: objective of the rows to rank.
+    beta: strength of the pull to the reference, for losses with one.
+    teacher: folder or file of the teacher of distillation, like model; '' for
+      none.
   """
 
-  safe_loss: Annotated[str, harness.Among(LOSSES)] = 'sft'
-  finetune_loss: Annotated[str, harness.Among(ROW_LOSSES)] = 'sft'
+  safe_loss: Annotated[str, harness.Among(LOSSES, objectives.MEANINGS)] = 'sft'
+  finetune_loss: Annotated[
+    str, harness.Among(ROW_LOSSES, objectives.MEANINGS)
+  ] = 'sft'
   beta: float = 0.1
   teacher: str = ''
 
@@ -78,7 +81,7 @@ class Tuning:
   """Fine-tuning on the safe rows, for the controls.
 
   Attributes:
-    tune_steps: number of updates.
+    tune_steps: number of updates of the controls on the safe rows.
     tune_batch: rows of an update.
   """
 
@@ -94,8 +97,7 @@ class Settings(inputs.Settings):
   """Settings of a run.
 
   Attributes:
-    sets: known rows: 'shuffled' answers or 'harmless' for rejected answers,
-      both among ordinary rows; 'made_up' needs no data.
+    sets: known rows to rank, without files.
     methods: the scores that are computed.
     selector: how scores are learnt.
     losses: objectives of the selector.
@@ -103,7 +105,9 @@ class Settings(inputs.Settings):
   """
 
   sets: Annotated[
-    tuple[str, ...], harness.Allowed(empty=True), harness.Among(inputs.SETS)
+    tuple[str, ...],
+    harness.Allowed(empty=True),
+    harness.Among(inputs.SETS, inputs.SETS_MEANINGS),
   ] = ('shuffled', 'harmless')
   methods: Annotated[tuple[str, ...], harness.Among(TITLES)] = tuple(
     n for n in TITLES if n != 'seal_full'

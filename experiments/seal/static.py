@@ -27,7 +27,7 @@ from experiments import harness
 from experiments.seal import order
 
 TITLES = {
-  'descent': 'descent',
+  'descent': 'gradient descent',
   'mirror': 'mirror descent',
   'sigmoid': 'descent on sigmoids',
   'descent/drawn': 'descent, with replacement',
@@ -55,7 +55,8 @@ class Settings:
     epochs: numbers of epochs after which the ranking is measured.
     unsafe: fraction of unsafe rows, as in the paper.
     drop: fraction of the rows that is dropped, as in the paper.
-    separation: of the mean losses of both kinds, in standard deviations.
+    separation: distance of the mean losses of both kinds, in standard
+      deviations.
     rate: step size of descent and of mirror descent.
     adam_rate: step size of Adam, as in the paper.
     seeds: of the losses and of the order.
@@ -71,7 +72,7 @@ class Settings:
   rate: float = 0.1
   adam_rate: float = 5e-3
   seeds: int = 5
-  methods: Annotated[tuple[str, ...], harness.Among(METHODS)] = METHODS
+  methods: Annotated[tuple[str, ...], harness.Among(METHODS, TITLES)] = METHODS
 
 
 PRESETS = {

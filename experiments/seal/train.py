@@ -1,4 +1,4 @@
-"""Fine-tunes on selected rows, on all rows, and with mixed losses.
+r"""Fine-tunes on selected rows, on all rows, and with mixed losses.
 
 Paper: Shen, Chen, Das and Chen, SEAL: Safety-enhanced Aligned LLM Fine-tuning
 via Bilevel Data Selection, ICLR 2025.
@@ -103,7 +103,9 @@ class Settings(inputs.Settings):
   """
 
   scores: str = ''
-  known_set: Annotated[str, harness.Among(inputs.SETS)] = 'harmless'
+  known_set: Annotated[
+    str, harness.Among(inputs.SETS, inputs.SETS_MEANINGS)
+  ] = 'harmless'
   selection_methods: Annotated[
     tuple[str, ...], harness.Among(SELECTION_METHODS)
   ] = ('all', 'clean', 'mixture')

@@ -2,9 +2,10 @@
 
     python -m experiments.speech.transcribe --checkpoint=WORKDIR a.wav b.flac
 
-The checkpoint is the workdir of `train`, or a file recogniser.npz. Prints one
-line per file: its name, a tab, and the text. Audio is resampled to the rate of
-the checkpoint. A checkpoint trained on features needs Sphinx .mfc files.
+The checkpoint is the workdir of `python -m experiments.bl_just.train`, or a
+file recogniser.npz. Prints one line per file: its name, a tab, and the text.
+Audio is resampled to the rate of the checkpoint. A checkpoint trained on
+features needs Sphinx .mfc files.
 
 Audio longer than most training utterances is cut in its longest pauses into
 segments, which are recognised separately. A segment above 32 seconds is read in

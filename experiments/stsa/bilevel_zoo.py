@@ -37,7 +37,9 @@ from experiments.stsa import (
 CONTROL = 'control/direct'
 # The worst seed decides, because near-unstable steps fail on other seeds.
 TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
-Methods = Annotated[tuple[str, ...], harness.Among(methods.METHODS)]
+Methods = Annotated[
+  tuple[str, ...], harness.Among(methods.METHODS, methods.MEANINGS)
+]
 
 
 @dataclasses.dataclass(frozen=True)

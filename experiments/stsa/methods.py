@@ -102,6 +102,9 @@ def _vrbo(args):
   )
 
 
+MEANINGS = {
+  'control/direct': 'control: the upper gradient without the implicit term.',
+}
 METHODS: dict[str, Callable[[Arguments], Any]] = {
   'control/direct': _direct,
   'soba': lambda m: bj.soba(m.problem, **_sgd(m)),

@@ -39,6 +39,13 @@ NESTED: dict[str, Callable[[], applications.Nested]] = {
   'risk_averse/scgd': lambda: risk.risk_averse(method='scgd'),
 }
 APPLICATIONS = (*NESTED, 'actor_critic')
+MEANINGS = {
+  'ridge': 'ridge regression, whose weight decay is the upper variable.',
+  'bilevel_quadratic': 'a stochastic bilevel quadratic.',
+  'risk_averse': 'a risk-averse problem of three nested expectations.',
+  'risk_averse/scgd': 'the same by SCGD, without the correction.',
+  'actor_critic': 'actor and critic as two coupled sequences.',
+}
 BINS = 16  # Number of log-spaced bins of a fit.
 FIXED_STEP = 0.1  # Step size of the control with equal steps for all lengths.
 
@@ -71,7 +78,7 @@ class Settings:
     size: dimension of each sequence.
     inner: numbers of strongly monotone inner sequences.
     nonmonotone: runs with a non-monotone main sequence.
-    applications: nested problems, and actor_critic.
+    applications: nested problems.
   """
 
   steps: int = 20_000
@@ -81,7 +88,9 @@ class Settings:
   inner: tuple[int, ...] = (1, 2, 3, 5)
   nonmonotone: NonMonotone = NonMonotone()
   applications: Annotated[
-    tuple[str, ...], harness.Allowed(empty=True), harness.Among(APPLICATIONS)
+    tuple[str, ...],
+    harness.Allowed(empty=True),
+    harness.Among(APPLICATIONS, MEANINGS),
   ] = APPLICATIONS
 
 

@@ -3,12 +3,13 @@
     python -m experiments.tracking.track --checkpoint=WORKDIR
         --detections=det.txt --output=result.txt --overlay=tracks.gif
 
-The checkpoint is the workdir of `train`, or search.npz or teacher_forcing.npz
-in it. Detections and result are files in the MOTChallenge format. A seqinfo.ini
-in the folder of the detections, or in the one above it, gives the length and
-picture size; otherwise they are inferred from the boxes. `--images` is a folder
-of frames, 000001.jpg and so on, to draw on. `--hypotheses` above 1 reports each
-frame `--delay` frames later.
+The checkpoint is the workdir of `python -m experiments.tracklet.train`, or one
+of its networks: search.npz, trained by search (default), teacher_forcing.npz,
+on true histories. Detections and result are files in the MOTChallenge format. A
+seqinfo.ini in the folder of the detections, or in the one above it, gives the
+length and picture size; otherwise they are inferred from the boxes. `--images`
+is a folder of frames, 000001.jpg and so on, to draw on. `--hypotheses` above 1
+reports each frame `--delay` frames later.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def track(
   """Tracks the detections of a file; see the module.
 
   Args:
-    checkpoint: a workdir of `train`, or a file in it.
+    checkpoint: a workdir of `experiments.tracklet.train`, or a file in it.
     detections_path: file of detections to read.
     output: file of results to write.
     overlay_path: .png or .gif to write, or None.
@@ -121,7 +122,8 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     '--checkpoint',
     required=True,
-    help='workdir of train, whose search.npz is loaded, or a file',
+    help='workdir of experiments.tracklet.train, whose search.npz is loaded, '
+    'or a file',
   )
   parser.add_argument(
     '--detections',
@@ -131,15 +133,21 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     '--output', required=True, help='file in the MOTChallenge format to write'
   )
-  parser.add_argument('--overlay', help='.png or .gif')
-  parser.add_argument('--images', help='folder of frames')
+  parser.add_argument('--overlay', help='.png or .gif to draw the tracks into')
+  parser.add_argument(
+    '--images', help='folder of frames to draw on: 000001.jpg and so on'
+  )
   parser.add_argument(
     '--min_confidence',
-    '--least_confidence',  # Former name.
     type=float,
     default=0.0,
     help='smallest confidence of a detection, within 0 and 1; default '
     '%(default)s',
+  )
+  parser.add_argument(
+    '--least_confidence',  # Former name.
+    type=float,
+    help=argparse.SUPPRESS,
   )
   parser.add_argument(
     '--hypotheses',
@@ -155,6 +163,13 @@ def main(arguments: Sequence[str]) -> int:
     'default %(default)s',
   )
   flags = parser.parse_args(arguments)
+  if flags.least_confidence is not None:
+    print(
+      'track: --least_confidence is now --min_confidence; the former name will '
+      'be removed.',
+      file=sys.stderr,
+    )
+    flags.min_confidence = flags.least_confidence
   try:
     result = track(
       flags.checkpoint,

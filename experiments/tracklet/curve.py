@@ -34,7 +34,8 @@ class Settings(train.Settings):
   """Conditions, and the size of each run.
 
   Attributes:
-    noises: of embeddings, with the standard detector.
+    noises: noises of embeddings, with the standard detector, in norms of an
+      embedding.
     hard: noises of embeddings, with the hard detector.
     alone: whether to add motion only, for both detectors.
   """

@@ -75,10 +75,10 @@ class Training:
   """Updates of the networks.
 
   Attributes:
-    pretrain_steps: of teacher forcing, common to both ways of training.
-    search_steps: of search after that.
-    forcing_steps: of teacher forcing after that; one step of search takes as
-      long as about five of these.
+    pretrain_steps: updates of teacher forcing, common to both ways of training.
+    search_steps: updates of search after that.
+    forcing_steps: updates of teacher forcing after that; one step of search
+      takes as long as about five of these.
     rate: first learning rate of Adam in pretraining, which ends at a tenth; the
       second stage starts at half and ends at a hundredth of that.
     chunk: updates between two records.

@@ -1,12 +1,12 @@
-"""Trackers of other packages on the same detections.
+r"""Trackers of other packages on the same detections.
 
 Paper: Hu, Huang and Shen, Multi-object Tracking via End-to-end Tracklet
 Searching and Ranking, 2020; these trackers are not in the paper.
 
     python -m venv PEERS && PEERS/bin/pip install 'trackers>=2.6,<2.7' \
       norfair-enough
-    BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.tracklet.peers
-        --preset=quick --data_dir=DATA
+    BILEVEL_JAX_PEERS=PEERS/bin/python python -m experiments.tracklet.peers \
+      --preset=quick --data_dir=DATA
 
 Expected: the best of them at an IDF1 of about 62 on MOT17-09. Time: 15 minutes.
 
@@ -60,6 +60,16 @@ GRIDS: dict[str, dict[str, comparison.Axis]] = {
 }
 
 
+MEANINGS = {
+  'sort': 'SORT: Kalman filter and overlap.',
+  'bytetrack': 'ByteTrack: SORT, then detections of low confidence.',
+  'oc_sort': 'OC-SORT: SORT with motion estimated from observations.',
+  'bot_sort': 'BoT-SORT: ByteTrack with another state; without images here.',
+  'c_biou': 'C-BIoU: overlap of enlarged boxes, in two passes.',
+  'norfair': 'Norfair: distance of boxes, after a delay.',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings; the data are those of `train`.
@@ -67,12 +77,14 @@ class Settings:
   Attributes:
     data: sequences, and their simulated detections.
     tuned: whether to tune each tracker.
-    trackers: their names.
+    trackers: trackers to score.
   """
 
   data: simulation.Data = simulation.Data()  # noqa: RUF009
   tuned: bool = True
-  trackers: Annotated[tuple[str, ...], harness.Among(GRIDS)] = tuple(GRIDS)
+  trackers: Annotated[tuple[str, ...], harness.Among(GRIDS, MEANINGS)] = tuple(
+    GRIDS
+  )
 
 
 PRESETS = {

@@ -16,12 +16,12 @@ class Data:
   """Sequences, and their simulated detections.
 
   Attributes:
-    sequences: to train and tune on.
-    held_out: to test on; MOT17-09 is the paper's validation sequence.
+    sequences: sequences to train and tune on.
+    held_out: sequence to test on; MOT17-09 is the paper's validation sequence.
     detector: standard, or hard with more misses, false detections and jitter.
     embedding: numbers in an appearance embedding; 0 for motion only.
-    noise: of the embedding, about its norm.
-    simulations: of each training sequence.
+    noise: noise of the embedding, in its norms.
+    simulations: simulations of each training sequence.
     judged: simulations of the held-out sequence.
   """
 

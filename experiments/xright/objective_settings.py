@@ -34,21 +34,24 @@ class Losses:
   Attributes:
     demonstrations: loss of demonstrations.
     comparisons: loss of comparisons.
-    beta: of the losses with a reference.
-    smoothing: of dpo, the assumed fraction of wrong comparisons.
-    orpo_weight: of orpo, the weight of the odds ratio.
-    uft_distance: of uft and uft_pairs, the distance of rewards to scores.
-    teacher: of distillation, a folder or file with the tokenizer of the model.
-    divergence: of distillation; forward covers the teacher's answers, reverse
-      seeks its modes.
+    beta: strength of the pull to the reference, for losses with one.
+    smoothing: assumed fraction of wrong comparisons in dpo.
+    orpo_weight: weight of the odds ratio in orpo.
+    uft_distance: distance of rewards to scores in uft and uft_pairs.
+    teacher: folder or file of the teacher of distillation, with the tokenizer
+      of the model.
+    divergence: divergence of distillation; forward covers the teacher's
+      answers, reverse seeks its modes.
     optima: the least loss of each kind, from runs of `--method=demonstrations`
       and `comparisons`, such as 1.9,0.6; `running` for the least so far.
   """
 
-  demonstrations: Annotated[str, harness.Among(objectives.DEMONSTRATIONS)] = (
-    'sft'
-  )
-  comparisons: Annotated[str, harness.Among(objectives.COMPARISONS)] = 'dpo'
+  demonstrations: Annotated[
+    str, harness.Among(objectives.DEMONSTRATIONS, objectives.MEANINGS)
+  ] = 'sft'
+  comparisons: Annotated[
+    str, harness.Among(objectives.COMPARISONS, objectives.MEANINGS)
+  ] = 'dpo'
   beta: float = 0.1
   smoothing: Annotated[float, harness.Allowed(low=0, high=0.5)] = 0.0
   orpo_weight: Annotated[float, harness.Allowed(low=0)] = 0.1

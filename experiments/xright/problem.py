@@ -34,7 +34,7 @@ class Sizes:
     held_out: rows of each kind for the report.
     refresh: rows of each kind on which MAXRIGHT evaluates both losses.
     train: largest number of rows of each kind to train on; 0 for all.
-    micro_batches: per batch, for memory.
+    micro_batches: parts of a batch that are evaluated in turn, for memory.
     overlap: whether to report on the first rows of the training data, as in the
       paper, instead of held-out rows.
     pack: whether several demonstrations share a row of the longest bucket in

@@ -20,7 +20,7 @@ class Adapters:
   """Adapters of low rank (LoRA).
 
   Attributes:
-    rank: of the adapters; 0 trains all weights. 32 in the paper.
+    rank: rank of the adapters; 0 trains all weights. 32 in the paper.
     alpha: adapters are scaled by alpha / rank.
     weights: weights of each layer with adapters: q, k, v, o, gate, up, down,
       also written q_proj and so on.

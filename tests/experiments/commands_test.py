@@ -23,15 +23,20 @@ def commands() -> dict[str, set[str]]:
   places += [*ROOT.glob('experiments/**/*.py'), *ROOT.glob('colabs/*.ipynb')]
   found: dict[str, set[str]] = {}
   for path in places:
-    # A command may go on behind a backslash, in a docstring deeper inside.
+    # A command may go on behind a backslash, or in a line with its flags.
     text = path.read_text(encoding='utf-8')
-    text = re.sub(r'\\\n\s*|\n {8,}(?=--)', ' ', text)
+    text = re.sub(r'\\\n\s*|\n(?: {8,})?(?=--\w)', ' ', text)
     for module, arguments in COMMAND.findall(text):
       found.setdefault(module, set()).add(arguments.strip())
   return found
 
 
 FOUND = commands()
+# Commands of stored results keep their flags.
+STORED = [
+  path.read_text(encoding='utf-8')
+  for path in ROOT.glob('experiments/*/results/*.json')
+]
 
 
 def binary_of(module: str) -> bool:
@@ -72,5 +77,8 @@ def test_commands_are_understood(module, monkeypatch):
       )
       if study.check:
         study.check(options.settings)
+      former = flags_lib.renamed_flags(study.renamed, values)
+      stored = any(arguments in line for line in STORED)
+      assert stored or not former, f'{arguments}: {former}'
     except (flags.Error, harness.SettingsError) as error:
       pytest.fail(f'python -m {module} {arguments}: {error}')

@@ -139,6 +139,22 @@ def _aliases(
   return short | dict(renamed)
 
 
+def renamed_flags(
+  renamed: Mapping[str, str], values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+  """Returns a sentence for each former flag in use, with its current name.
+
+  Args:
+    renamed: see `define`.
+    values: the parsed flags.
+  """
+  return [
+    f'--{former} is now --{name}; the former name will be removed.'
+    for former, name in renamed.items()
+    if values[former].present
+  ]
+
+
 def _fields(presets: Mapping[str, Any]) -> dict[str, settings_lib.Field]:
   fields = settings_lib.flatten(next(iter(presets.values())))
   return {name: x for name, x in fields.items() if name not in COMMON}

@@ -51,10 +51,12 @@ class Among(NamedTuple):
   """The allowed names of a setting.
 
   Attributes:
-    known: the names, or a mapping whose keys are the names.
+    known: the names, or a mapping from names to titles.
+    meanings: one sentence by name, for `--help`; see `help.meaning`.
   """
 
   known: Iterable[str]
+  meanings: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Field(NamedTuple):

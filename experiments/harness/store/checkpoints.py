@@ -288,22 +288,60 @@ def check_settings(path: files.Path, settings: Mapping[str, Any]) -> None:
   new = files.unseal(text)
   if differing := _differing(old, new):
     raise errors.OtherRunError(
-      f'{path.parent} holds a run with other settings '
-      f'({"; ".join(differing)}). Give another --workdir, or delete this one.'
+      f'{path.parent} holds a run with other settings or data: '
+      f'{"; ".join(differing)}. Give another --workdir, or delete this one.'
     )
 
 
-def _differing(
-  old: Mapping[str, Any], new: Mapping[str, Any], within: str = ''
-) -> list[str]:
-  """Describes the differences of two settings."""
-  differences = []
+# Names of what `train` digests, in words.
+_DATA = {
+  'train.data': 'data',
+  'train.files': 'data file',
+  'train.frozen': 'frozen weights',
+  'train.own': 'data of each seed',
+  'train.hyper': 'hyperparameters',
+  'train.stream': 'streamed examples',
+}
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Describes the differences of two settings: first values, then data."""
+  values, data = [], []
+  old, new = _flat(old), _flat(new)
   for name in sorted({*old, *new}):
-    pair = old.get(name, 'absent'), new.get(name, 'absent')
-    if pair[0] == pair[1]:
+    before, now = old.get(name, 'absent'), new.get(name, 'absent')
+    if before == now:
       continue
-    if all(isinstance(value, Mapping) for value in pair):
-      differences += _differing(*pair, f'{within}{name}.')
+    if _is_digest(before) or _is_digest(now):
+      change = {'absent': 'new'}.get(before, 'changed')
+      change = {'absent': 'missing'}.get(now, change)
+      data.append(f'{change}: {_in_words(name)}')
     else:
-      differences.append(f'{within}{name}: {pair[0]} -> {pair[1]}')
-  return differences
+      values.append(f'{name.removeprefix("train.")}: {before} -> {now}')
+  return values + data
+
+
+def _flat(settings: Mapping[str, Any], within: str = '') -> dict[str, Any]:
+  """Returns the settings by path, without empty groups."""
+  flat: dict[str, Any] = {}
+  for name, value in settings.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{within}{name}.')
+    else:
+      flat[within + name] = value
+  return flat
+
+
+def _is_digest(value: Any) -> bool:
+  return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
+
+
+def _in_words(name: str) -> str:
+  """Returns "data file a.bin" for `train.files['a.bin']`."""
+  kind, part = re.fullmatch(r'(\w+(?:\.\w+)?)(.*)', name).groups()
+  if kind not in _DATA:
+    return name
+  part = part.removesuffix('.digest').lstrip('.')
+  if file := re.fullmatch(r"\['(.*)'\]", part):
+    part = file[1]
+  return f'{_DATA[kind]} {part}'.strip()

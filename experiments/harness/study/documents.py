@@ -3,6 +3,7 @@
 import math
 import pathlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ _DESCRIPTIVE = (
   'which statement',
 )
 _OLD = 'before results were stored'
+_WIDTH = 118  # Of the lines of a document, in characters.
 _BARS = '▁▂▃▄▅▆▇█'
 
 
@@ -211,7 +213,13 @@ def _caption(results: Mapping[str, Any]) -> str:
   ]
   if results.get('substituted'):
     parts.insert(1, results['substituted'])
-  return f'({", ".join(parts)})'
+  # A name of many methods stays whole, so lines may exceed the width.
+  return textwrap.fill(
+    f'({", ".join(parts)})',
+    _WIDTH,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
 
 
 def _pictures(curves: Mapping[str, list]) -> dict[str, str]:

@@ -63,6 +63,8 @@ def run(study: study_lib.Study) -> None:
     if not flags.FLAGS['verbosity'].present:
       # jax and orbax log a lot.
       logging.set_verbosity(logging.WARNING)
+    for sentence in flags_lib.renamed_flags(study.renamed):
+      print(f'{paper}/{binary}: {sentence}', file=sys.stderr)
     try:
       memory.keep_freed()
       if flags.FLAGS.distributed:

@@ -10,11 +10,12 @@ table, plots and `results.json`.
 """
 
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.harness.app import flags
+from experiments.harness.app import errors, flags
 from experiments.harness.data import sources
 from experiments.harness.study import plots, report
 from experiments.harness.study.results import Column, Results
@@ -66,8 +67,20 @@ class Report:
       runs: runs by method, whose members are seeds.
       *metrics: names in their histories.
       **fields: other fields of the report.
+
+    Raises:
+      SettingsError: if a run has no such metric; names the nearest ones.
     """
     results, figures = Results(), {}
+    for method, run in runs.items():
+      for metric in metrics:
+        if metric not in run.history:
+          near = difflib.get_close_matches(metric, run.history, cutoff=0.4)
+          raise errors.SettingsError(
+            f'from_runs: the run {method} has no metric {metric!r}; '
+            f'{"the nearest are" if near else "it has"} '
+            f'{", ".join(near or run.history)}.'
+          )
     for method, run in runs.items():
       last = {metric: run.history[metric][-1] for metric in metrics}
       results.put({'method': method}, last)

@@ -291,8 +291,40 @@ def test_of_nested_settings_the_parts_that_differ_are_named(tmp_path):
       path, {'stream': data | {'audio and transcripts': 'cd'}, 'rate': 2}
     )
   assert (
-    "(rate: {'a': 1} -> 2; stream.audio and transcripts: ab -> cd)"
+    'rate: absent -> 2; rate.a: 1 -> absent; '
+    'stream.audio and transcripts: ab -> cd.'
   ) in str(error.value)
+
+
+def test_changed_data_are_named_in_words(tmp_path):
+  """Without digests, and after the flags."""
+  path = tmp_path / 'settings.json'
+  digests = {f'{i:016x}': 0 for i in range(5)}
+  one, two, three, four, five = digests
+  before = {
+    'train.data': one,
+    "train.files['a.bin']": one,
+    'train.chunk': 2,
+    'train.stream': {'digest': one, 'seed': 0},
+    "train.own['x']": one,
+  }
+  now = {
+    'train.data': two,
+    "train.files['a.bin']": three,
+    'train.chunk': 3,
+    'train.stream': {'digest': four, 'seed': 0},
+    'zeta': 0.5,
+    'train.frozen': five,
+  }
+  checkpoints.check_settings(path, before)
+  with pytest.raises(harness.OtherRunError) as error:
+    checkpoints.check_settings(path, now)
+  assert str(error.value) == (
+    f'{tmp_path} holds a run with other settings or data: chunk: 2 -> 3; '
+    'zeta: absent -> 0.5; changed: data; changed: data file a.bin; new: frozen '
+    'weights; missing: data of each seed x; changed: streamed examples. Give '
+    'another --workdir, or delete this one.'
+  )
 
 
 @pytest.mark.parametrize(

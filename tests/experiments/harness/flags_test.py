@@ -1,6 +1,7 @@
 """Tests of the flags of a binary."""
 
 import dataclasses
+import json
 import pathlib
 import signal
 import sys
@@ -15,6 +16,7 @@ from experiments import harness
 from experiments.harness.app import compile_cache
 from experiments.harness.app import flags as flags_lib
 from experiments.harness.app import settings as settings_lib
+from experiments.harness.study import help as help_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,57 @@ class TestGroups:
     assert max(map(len, lines)) <= 80
 
 
+class TestMeanings:
+  """Of presets and of names, in `--help`."""
+
+  def study(self):
+    @dataclasses.dataclass(frozen=True)
+    class Named:
+      """Settings.
+
+      Attributes:
+        methods: a first one, then others.
+        model: linear, or mlp.
+        others: more of them.
+      """
+
+      methods: Annotated[
+        tuple[str, ...],
+        harness.Among(
+          {'soba': 'SOBA', 'plain': 'penalty'}, {'plain': 'no penalty'}
+        ),
+      ] = ('soba',)
+      model: Literal['linear', 'mlp'] = 'linear'
+      others: Annotated[str, harness.Among(('soba', 'plain'))] = 'soba'
+
+    presets = {
+      'quick': Named(),
+      'wide': Named(model='mlp'),
+      'paper': Named(),
+    }
+    return harness.Study(
+      lambda options: None, presets, paper='pbgd', binary='toy'
+    )
+
+  def test_names(self):
+    page = help_lib.text('A study.', self.study(), 'quick')
+    assert page.count(' plain: no penalty') == 1
+    assert page.count(' soba: SOBA: steps of the lower variable') == 1
+    assert '      linear, or mlp. Takes one of linear, mlp.' in page
+    assert '      A first one, then others.' in page
+
+  def test_presets(self, tmp_path):
+    folder = tmp_path / 'experiments' / 'pbgd' / 'results'
+    folder.mkdir(parents=True)
+    for name, seconds in (('one', 30), ('two', 600)):
+      results = {'binary': 'toy', 'preset': 'wide', 'wall_seconds': seconds}
+      (folder / f'{name}.json').write_text(json.dumps(results))
+    page = help_lib.text('A study.', self.study(), 'quick', tmp_path)
+    says = 'wide: see above. Sets model=mlp. Stored runs took 30 s to 10 min.'
+    assert f'\n        {says}\n' in page
+    assert 'The settings of quick.' in ' '.join(page.split())
+
+
 class TestOptions:
   def test_defaults(self, monkeypatch):
     monkeypatch.delenv('BILEVEL_JAX_DATA', raising=False)
@@ -203,6 +256,16 @@ def run(monkeypatch, capsys):
 
 
 class TestRun:
+  def test_a_former_flag_is_named_with_its_current_name(self, run, capsys):
+    seen, renamed = [], {'speed': 'rate', 'length': 'steps'}
+    assert not run(seen.append, '--speed=0.1', renamed=renamed)
+    assert seen[0].settings.rate == 0.1
+    assert capsys.readouterr().err == (
+      'pbgd/toy: --speed is now --rate; the former name will be removed.\n'
+    )
+    assert not run(seen.append, '--rate=0.1', renamed=renamed)
+    assert not capsys.readouterr().err
+
   def test_calls_main(self, run):
     seen = []
     code = run(seen.append, '--steps=7')

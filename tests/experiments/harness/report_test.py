@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 
 import jax
 import numpy as np
@@ -226,3 +227,17 @@ class TestTable:
     table = harness.write_table(tmp_path, [{'a': 1}])
     assert capsys.readouterr().out == table
     assert (tmp_path / 'table.md').read_text() == table
+
+
+def test_a_metric_that_no_run_has_names_the_nearest():
+  history = {'accuracy': np.ones((2, 1)), 'loss/upper': np.ones((2, 1))}
+  run = types.SimpleNamespace(steps=np.arange(2), history=history)
+  for metric, near in (
+    ('acuracy', 'the nearest are accuracy.'),
+    ('zzz', 'it has accuracy, loss/upper.'),
+  ):
+    with pytest.raises(harness.SettingsError) as error:
+      harness.Report.from_runs({'soba': run}, metric)
+    assert str(error.value) == (
+      f'from_runs: the run soba has no metric {metric!r}; {near}'
+    )

@@ -134,10 +134,15 @@ def test_confidences_must_be_within_0_and_1(tmp_path, weights, capsys):
     '--hypotheses=0',
     '--delay=-1',
     '--min_confidence=nan',
-    '--least_confidence=2',
+    '--min_confidence=2',
   ):
     status, error, _ = tracked(1, 1, flags=(flag,))
     assert status == 1 and error.count('\n') == 1 and 'at least one' in error
+  # A former flag is named with its current name.
+  status, error, _ = tracked(1, 1, flags=('--least_confidence=2',))
+  first, second = error.splitlines()
+  assert '--least_confidence is now --min_confidence' in first
+  assert status == 1 and 'min_confidence=2' in second
 
 
 def test_a_box_is_drawn_where_it_is():
