@@ -316,14 +316,15 @@ def suggest(
   ((kind, number),) = goals.items()
   _checks.within('suggest', kind, number, 0, open_low=True)
   settings = _walk.checked_settings(walk, 'suggest', _DEFAULTS)
-  if not 0 < settings.safety < 2:
+  safety, momentum = settings.safety, settings.momentum
+  assert safety is not None and momentum is not None  # They have defaults.
+  if not 0 < safety < 2:
     raise ValueError(
-      f'safety is between 0 and 2, got {settings.safety}: give WalkSettings('
-      'safety=0.5).'
+      f'safety is between 0 and 2, got {safety}: give WalkSettings(safety=0.5).'
     )
-  if not 0 <= settings.momentum < 1:
+  if not 0 <= momentum < 1:
     raise ValueError(
-      f'momentum is at least 0 and below 1, got {settings.momentum}: give '
+      f'momentum is at least 0 and below 1, got {momentum}: give '
       'WalkSettings(momentum=0.9).'
     )
   if settings.points == 1:

@@ -41,7 +41,7 @@ class Optimiser:
   """Adam, with decoupled weight decay.
 
   Attributes:
-    learning_rate: after the warm-up; 5e-5 in the paper.
+    learning_rate: step size of Adam after the warm-up; 5e-5 in the paper.
     schedule: after the warm-up: 'constant' as in the paper, or a 'linear' or
       'cosine' decay to 0 at the last update.
     warmup: updates in which the learning rate rises linearly.

@@ -71,7 +71,7 @@ def page(text: str, stored: Mapping[str, Any]) -> str:
     ('faults', when + report.format_table(table)),
     ('kills', report.format_table(binaries)),
   ):
-    start, end = f'<!-- {name} -->\n', '<!-- end -->'
+    start, end = f'<!-- from faults.json: {name} -->\n', '<!-- end -->'
     before, _, rest = text.partition(start)
     text = f'{before}{start}\n{content}\n{end}{rest.partition(end)[2]}'
   return text

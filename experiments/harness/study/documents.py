@@ -20,7 +20,9 @@ _NUMBER = re.compile(
   rf'(?:{_VALUE}(?: ± {_VALUE}'
   rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
 )
+# Tables with words on their source, and tables of a file beside the page.
 _BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
+_FROM_FILE = re.compile(r'<!-- from [^>]+ -->\n.*?<!-- end -->', re.DOTALL)
 # Columns without our measurements.
 _DESCRIPTIVE = (
   *('paper', 'claim', 'method', 'published', 'published or derived'),
@@ -67,7 +69,7 @@ def render(text: str, root: pathlib.Path = ROOT) -> str:
 def unstored(text: str) -> list[str]:
   """Returns the table rows with a number that is from no stored result."""
   text = _BY_HAND.sub('', _PAPERS.sub('', _TABLE.sub('', text)))
-  text = _NUMBER.sub('', text)
+  text = _NUMBER.sub('', _FROM_FILE.sub('', text))
   rows, header = [], None
   for line in text.splitlines():
     if not line.startswith('|'):
