@@ -85,8 +85,10 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
     '| one | ▁▃█ | 0.250 ± 0.010 | c 1 |',
     '| two | ▁·▁ | 0.500 ± 0.020 |  |',
   ]
-  assert lines[6].startswith('(1 seed, made-up numbers, 75 s, ')
-  assert lines[6].endswith('--penalties=10,20 --starts=7`)')
+  end = lines.index('<!-- end -->')
+  source = ' '.join(lines[6:end])
+  assert source.startswith('(1 seed, made-up numbers, 75 s, ')
+  assert source.endswith('--penalties=10,20 --starts=7`)')
   assert lines[7:] == ['<!-- end -->', 'and more']
   assert documents.render(text, tmp_path) == text
   assert not documents.unstored(text)
