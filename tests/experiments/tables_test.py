@@ -89,7 +89,7 @@ def test_a_table_is_the_run_s_own(stored, tmp_path):
   source = ' '.join(lines[6:end])
   assert source.startswith('(1 seed, made-up numbers, 75 s, ')
   assert source.endswith('--penalties=10,20 --starts=7`)')
-  assert lines[7:] == ['<!-- end -->', 'and more']
+  assert lines[end + 1 :] == ['and more']
   assert documents.render(text, tmp_path) == text
   assert not documents.unstored(text)
   one = documents.render(
