@@ -28,6 +28,7 @@ import functools
 import itertools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -147,6 +148,13 @@ def make(
   return table._replace(left_out=int(np.sum(~valid)))
 
 
+def join(parts: Sequence[Boxes]) -> Boxes:
+  """Joins boxes of the same sequence, sorted by frame."""
+  columns = [np.concatenate(column) for column in zip(*(p[:6] for p in parts))]
+  joined = Boxes(*columns, left_out=sum(p.left_out for p in parts))
+  return joined.where(np.argsort(joined.frames, kind='stable'))
+
+
 def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
   """Reads detections, a truth or a result in the MOTChallenge format.
 
@@ -216,6 +224,17 @@ def read_boxes(path: files.Path, *, identities: bool) -> Boxes:
     last = int(np.flatnonzero(table[:, 0] == boxes.frames[-1])[0])
     _check_frames(f'{path}, line {lines[last]}', boxes)
   return boxes
+
+
+def check(path: files.Path, boxes: Boxes) -> None:
+  """Checks that boxes are in pixels, and that frames are numbered.
+
+  Raises:
+    DamagedDataError: if not; says how to convert them.
+  """
+  _check_pixels(pathlib.Path(path), boxes)
+  if len(boxes.frames):
+    _check_frames(str(path), boxes)
 
 
 def _check_pixels(path: pathlib.Path, boxes: Boxes) -> None:

@@ -5,11 +5,13 @@
 
 The checkpoint is the workdir of `python -m experiments.tracklet.train`, or one
 of its networks: search.npz, trained by search (default), teacher_forcing.npz,
-on true histories. Detections and result are files in the MOTChallenge format. A
-seqinfo.ini in the folder of the detections, or in the one above it, gives the
-length and picture size; otherwise they are inferred from the boxes. `--images`
-is a folder of frames, 000001.jpg and so on, to draw on. `--hypotheses` above 1
-reports each frame `--delay` frames later.
+on true histories. Detections and result are files of MOTChallenge, KITTI,
+COCO (.json) or CSV, see `box_files`; the ending of the result gives its format.
+Classes are tracked separately and kept, except in MOTChallenge files, which
+have none. A seqinfo.ini in the folder of the detections, or in the one above
+it, gives the length and picture size; otherwise they are inferred from the
+boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on.
+`--hypotheses` above 1 reports each frame `--delay` frames later.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 from experiments import harness
 from experiments.harness.store import files
 from experiments.tracking import (
+  box_files,
   detections,
   models,
   mot_files,
@@ -68,8 +71,10 @@ def track(
     )
   if overlay_path is not None:
     overlay.check_suffix(overlay_path)  # Before any work.
+  box_files.check_ending(output)
   model, rules = models.load(checkpoint)
-  boxes = mot_files.read_boxes(detections_path, identities=False)
+  named = box_files.read(detections_path)
+  boxes = named.boxes
   if boxes.left_out:
     print(
       f'{detections_path}: left out {boxes.left_out} boxes that are not finite '
@@ -83,14 +88,21 @@ def track(
   folder = next((f for f in folders if (f / 'seqinfo.ini').exists()), folder)
   info = mot_files.read_info(folder, boxes)
   boxes = boxes.where(boxes.confidences >= min_confidence)
-  embedding = np.zeros((len(boxes.ids), 0), np.float32)
-  detected = detections.Detected(boxes, boxes.ids, embedding, info)
-  if hypotheses > 1:
-    limits = near_online.Delay(hypotheses=hypotheses, frames=delay)
-    result = near_online.track(model, detected, rules, limits)
-  else:
-    result = tracker.online(model, detected, rules)
-  mot_files.write_boxes(output, result)
+  limits = near_online.Delay(hypotheses=hypotheses, frames=delay)
+  parts, used = [], 0
+  # Classes are tracked separately; without boxes there is one part.
+  for name in np.unique(boxes.classes).tolist() or [0]:
+    own = boxes.where(boxes.classes == name)
+    embedding = np.zeros((len(own.ids), 0), np.float32)
+    detected = detections.Detected(own, own.ids, embedding, info)
+    if hypotheses > 1:
+      part = near_online.track(model, detected, rules, limits)
+    else:
+      part = tracker.online(model, detected, rules)
+    parts.append(part._replace(ids=part.ids + used))
+    used = int(parts[-1].ids.max(initial=used))
+  result = mot_files.join(parts)
+  box_files.write(output, named._replace(boxes=result))
   if overlay_path is not None:
     overlay.write(overlay_path, result, info, images=images)
   return result
@@ -128,10 +140,10 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     '--detections',
     required=True,
-    help='file in the MOTChallenge format to read',
+    help='file of MOTChallenge, KITTI, COCO or CSV to read',
   )
   parser.add_argument(
-    '--output', required=True, help='file in the MOTChallenge format to write'
+    '--output', required=True, help='file to write: .txt, .json or .csv'
   )
   parser.add_argument('--overlay', help='.png or .gif to draw the tracks into')
   parser.add_argument(

@@ -162,3 +162,23 @@ def test_a_box_is_drawn_where_it_is():
     assert (picture[:, 20:] == 255).all() and (picture[60:] == 255).all()
     drawn = (picture[:, :20] != 255).any(axis=(1, 2))
     assert drawn[28:40].any() if top else drawn[10:22].any()
+
+
+@pytest.mark.parametrize('hypotheses', [1, 2])
+def test_classes_are_tracked_apart_and_kept(tmp_path, weights, hypotheses):
+  rules = tracker.Rules(min_score=-3.0, birth=2)
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, rules)
+  rows = [
+    f'{frame},{name},{left + 2 * frame},50,20,40,0.9\n'
+    for frame in range(8)
+    # A dog on the shoulder of a person: equal boxes.
+    for name, left in (('person', 10), ('dog', 10), ('dog', 200))
+  ]
+  given, output = tmp_path / 'boxes.csv', tmp_path / 'out.csv'
+  given.write_text('frame,class,left,top,width,height,score\n' + ''.join(rows))
+  track.track(tmp_path, given, output, hypotheses=hypotheses)
+  lines = output.read_text().splitlines()
+  seen = {tuple(line.split(',')[1:3]) for line in lines[1:]}
+  assert sorted(name for _, name in seen) == ['dog', 'dog', 'person']
+  assert len({identity for identity, _ in seen}) == 3
+  assert lines[1].startswith('1,')  # Frames count from 0, as in the file.
