@@ -83,8 +83,8 @@ _Row = tuple[int, str, float, float, float, float, float]
 def _parsers(where: str) -> tuple[Callable[..., int], Callable[..., float]]:
   """Parsers of frame numbers, and of coordinates and scores."""
   number = functools.partial(reading.parse_number, where=where)
-  whole = functools.partial(number, low=0, high=_LARGEST, integer=True)
-  return whole, functools.partial(number, infinite=True)
+  integer = functools.partial(number, low=0, high=_LARGEST, integer=True)
+  return integer, functools.partial(number, infinite=True)
 
 
 def _kitti_rows(path: pathlib.Path) -> Iterable[_Row]:
@@ -99,11 +99,11 @@ def _kitti_rows(path: pathlib.Path) -> Iterable[_Row]:
         f'it has {len(cells)} cells; a box of KITTI has 17, and a score',
         reading.CORRECT,
       )
-    whole, real = _parsers(where)
+    integer, real = _parsers(where)
     left, top, right, bottom = (real(x, what='corner') for x in cells[6:10])
     score = real(cells[17], what='score') if len(cells) > 17 else 1.0
     if cells[2] != 'DontCare':
-      frame = whole(cells[0], what='frame')
+      frame = integer(cells[0], what='frame')
       yield frame, cells[2], left, top, right - left, bottom - top, score
 
 
@@ -127,9 +127,9 @@ def _coco_rows(path: pathlib.Path) -> Iterable[_Row]:
         'a box has image_id and bbox, a list of left, top, width and height',
         'correct the entry',
       )
-    whole, real = _parsers(where)
+    integer, real = _parsers(where)
     yield (
-      whole(str(entry['image_id']), what='image_id'),
+      integer(str(entry['image_id']), what='image_id'),
       reading.shorten(entry.get('category_id', '')),
       *(real(str(x), what='bbox') for x in box),
       real(str(entry.get('score', 1.0)), what='score'),
@@ -159,9 +159,9 @@ def _csv_rows(path: pathlib.Path) -> Iterable[_Row]:
           reading.CORRECT,
         )
       row = dict(zip(names, cells))
-      whole, real = _parsers(where)
+      integer, real = _parsers(where)
       yield (
-        whole(row['frame'], what='frame'),
+        integer(row['frame'], what='frame'),
         reading.shorten(row.get('class', '').strip()),
         *(real(row[name], what=name) for name in _CORNERS),
         real(row.get('confidence') or '1', what='confidence'),
