@@ -16,7 +16,7 @@ from experiments.pbrl.incentives import Incentives
 # Extragradient steps by which an update follows the equilibrium.
 _MATRIX_STEPS = 10
 _K = 'meta_gradient/k'  # Names of meta-gradients end with K.
-OURS = ('value_penalty', 'bellman_penalty', 'nikaido_isoda')
+PENALTIES = ('value_penalty', 'bellman_penalty', 'nikaido_isoda')
 TITLES = {
   'value_penalty': 'value penalty',
   'bellman_penalty': 'Bellman penalty',

@@ -1,15 +1,17 @@
 """Incentives without gradients: by hand, and by random search."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import bilevel_jax as bj
 from experiments.pbrl import zero_sum
-from experiments.pbrl.incentives import Incentives
+from experiments.pbrl.incentives import METRIC, Condition, Incentives
 
 _SWEEPS, _MATRIX_STEPS = 2, 20
 # A candidate follows the equilibrium by sweeps, and is evaluated there.
@@ -88,3 +90,38 @@ def random_search(incentives: Incentives, hyper: Any) -> bj.descent.Solver:
     moves=('upper', 'lower'),
   )
   return bj.descend(oracle, upper=optax.sgd(1.0), lower=optax.sgd(1.0))
+
+
+def measure_controls(
+  settings: Any, condition: Condition, seeds: Sequence[int]
+) -> dict[str, dict[str, np.ndarray]]:
+  """Measures incentives by hand at several strengths, and none.
+
+  Args:
+    settings: of the run.
+    condition: of the comparison.
+    seeds: of the games.
+
+  Returns:
+    Metrics (seeds,) by control. The best strength of each reported game counts,
+    in favour of the control.
+  """
+  games = condition.draw_games(settings.game, seeds)
+
+  def one(game):
+    incentives = Incentives(
+      game, condition.bound, settings.cost, settings.game.temperature
+    )
+    base = by_hand(game)
+    return jax.lax.map(
+      lambda strength: incentives.measure(strength * base),
+      jnp.array(STRENGTHS),
+    )
+
+  every = jax.device_get(jax.jit(jax.vmap(one))(games))
+  best = np.argmax(every[METRIC], axis=1)
+  at = np.arange(len(seeds))
+  return {
+    'no_intervention': {k: v[:, 0] for k, v in every.items()},
+    'by_hand': {k: v[at, best] for k, v in every.items()},
+  }

@@ -11,6 +11,8 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.pbrl import markov_games, zero_sum
 
+METRIC = 'designer_return'  # The criterion of all methods.
+
 
 class Condition(NamedTuple):
   """A condition of the comparison.
@@ -77,8 +79,8 @@ class Incentives(NamedTuple):
 
   def costs(self, x: chex.Array) -> chex.Array:
     """Payoffs that the first player pays to the second."""
-    given = self.game.rewards[1]
-    return (1 - self.bound) * given + self.bound * jax.nn.sigmoid(x)
+    base = self.game.rewards[1]
+    return (1 - self.bound) * base + self.bound * jax.nn.sigmoid(x)
 
   def payments(self, x: chex.Array) -> chex.Array:
     """Costs of the designer by state and actions."""
@@ -112,3 +114,12 @@ class Incentives(NamedTuple):
     return zero_sum.equilibrium_error(
       self.game, self.costs(x), y, self.temperature
     )
+
+  def measure(self, x: chex.Array) -> dict[str, Any]:
+    """Measures incentives at the players' exact equilibrium."""
+    nash = self.nash(x)
+    return {
+      METRIC: -self.loss(x, nash),
+      'paid': self.paid(x, nash),
+      'equilibrium_error': self.equilibrium_error(x, nash),
+    }

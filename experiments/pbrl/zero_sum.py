@@ -99,11 +99,11 @@ def solve_matrices(
   """
   pairs = pairs - pairs.mean(axis=(1, 2), keepdims=True)
   size = jnp.max(jnp.abs(pairs), axis=(1, 2))[:, None]
-  kept = 1 - temperature / (2 * (temperature + size))
+  decay = 1 - temperature / (2 * (temperature + size))
 
   def move(y, other):
     return jax.tree.map(
-      lambda z, new: kept * z + (1 - kept) * new,
+      lambda z, new: decay * z + (1 - decay) * new,
       y,
       answers(pairs, other, temperature),
     )

@@ -111,9 +111,7 @@ def plain_designer(problem, x, a, b):
 @pytest.mark.parametrize('seed', [3, 4])
 def test_values_agree_with_value_iteration_in_numpy(seed, x64):
   problem, (x, _) = make_incentives(seed), draw_logits(seed=seed)
-  measures = jax.jit(lambda x: incentive_design.measure_incentives(problem, x))(
-    x
-  )
+  measures = jax.jit(problem.measure)(x)
   a, b, values = plain_equilibrium(problem, x)
   np.testing.assert_allclose(
     measures['designer_return'], plain_designer(problem, x, a, b), rtol=1e-6
@@ -267,7 +265,7 @@ def test_penalties_and_their_gradients_by_the_reference(method, x64):
 def test_penalties_vanish_at_the_equilibrium(x64):
   problem, (x, _) = make_incentives(8), draw_logits(seed=8)
   nash = problem.nash(x)
-  for method in incentive_methods.OURS:
+  for method in incentive_methods.PENALTIES:
     oracle = getattr(incentive_methods, method)(problem, lambda count: 1e9)
     value = incentive_methods.STARTS[method](bj.BilevelParams(x, nash))
     params = bj.sequences(upper=x, lower=nash, value=value)
