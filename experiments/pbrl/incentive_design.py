@@ -6,7 +6,7 @@ Reinforcement Learning and RLHF, 2024.
     python -m experiments.pbrl.incentive_design --preset=quick
 
 Expected: the best penalty above incentives by hand and random search, and level
-with the meta-gradient of K = 20, near the attainable bound. Time: 6 minutes on
+with the meta-gradient of K = 20, near the attainable bound. Time: 7 minutes on
 2 cores.
 
 Two players of a zero-sum Markov game reach its equilibrium. The designer sets a
