@@ -24,6 +24,9 @@ _ENVIRONMENTS = {
   'Breakout of MinAtar': ('breakout', 0.5),
 }
 
+# Of incentive design: the designer's reward, and its share of the payoffs.
+_CONDITIONS = (('dense', 0.1), ('dense', 0.3), ('sparse', 0.3))
+
 RUNS = {
   'stackelberg': harness.Run('stackelberg'),
   'incentive_design': harness.Run('incentive_design'),
@@ -83,13 +86,31 @@ CLAIMS = (
   ),
   *(
     _incentive(
-      f'Incentive design: on 9 of 10 games above the meta-gradient of K = {k} '
-      'at equal evaluations of the players, at an equilibrium.',
-      metric=f'wins_over/meta_gradient/k{k}',
-      at_least=9,
-      published='2.35 against 2.2, in a run by others',
+      f'Incentive design, {reward} reward, b = {bound}: the attainable bound '
+      'is above incentives by hand by 5 % of their return.',
+      metric=f'room/{reward}/bound={bound}',
+      at_least=0.05,
     )
-    for k in (5, 20)
+    for reward, bound in _CONDITIONS
+  ),
+  *(
+    _incentive(
+      f'Incentive design, {reward} reward, b = {bound}: the penalty with the '
+      f'best return on the tuning games is above {title} (paired).',
+      metric=f'lead_over/{rival}/{reward}/bound={bound}',
+      at_least=0,
+      **published,
+    )
+    for reward, bound in _CONDITIONS
+    for rival, title, published in (
+      ('by_hand', 'incentives by hand', {}),
+      ('random_search', 'random search', {}),
+      (
+        'meta_gradient',
+        'the meta-gradient of the best K',
+        {'published': '2.35 against 2.2, in a run by others'},
+      ),
+    )
   ),
   *(
     harness.Claim(
@@ -105,17 +126,6 @@ CLAIMS = (
       ('Four rooms', 'four_rooms', 4, 9),
       ('Tax design', 'tax_design', 1, 3),
     )
-  ),
-  _incentive(
-    'Incentive design: PBRL above a payoff written by hand, which makes the '
-    "designer's best pair of actions dominant, by the paired difference.",
-    metric='upper_return_at_nash/pbrl',
-    at_least='upper_return_at_nash/control/by_hand',
-  ),
-  _incentive(
-    'Incentive design: the gap of the players falls to a hundredth.',
-    metric='gap_ratio/pbrl',
-    at_most=0.01,
   ),
   *(
     _preferences(

@@ -14,6 +14,17 @@ def as_policies(y: Pair) -> Pair:
   return jax.nn.softmax(y[0]), jax.nn.softmax(y[1])
 
 
+def state_values(
+  game: bj.rl.MarkovGame, costs: chex.Array, y: Pair, temperature: float
+) -> chex.Array:
+  """Values of the payoff under a pair of logits, (states,)."""
+  both = as_policies(y)
+  _, second = bj.rl.zero_sum_responses(
+    game, costs, both, temperature=temperature
+  )
+  return bj.rl.state_values(second, both[1], temperature)
+
+
 def payoff(
   game: bj.rl.MarkovGame, costs: chex.Array, y: Pair, temperature: float
 ) -> chex.Array:
@@ -26,14 +37,25 @@ def payoff(
 
 
 def pair_values(
-  game: bj.rl.MarkovGame, costs: chex.Array, both: Pair, temperature: float
+  game: bj.rl.MarkovGame, costs: chex.Array, values: chex.Array
 ) -> chex.Array:
-  """Action values of pairs of actions, (states, a, b)."""
-  _, second = bj.rl.zero_sum_responses(
-    game, costs, both, temperature=temperature
-  )
-  values = bj.rl.state_values(second, both[1], temperature)
+  """Action values of pairs of actions, (states, a, b), from state values."""
   return costs + game.discount * game.transitions @ values
+
+
+def answers(pairs: chex.Array, y: Pair, temperature: float) -> Pair:
+  """Logits of the best responses in the matrix game of each state.
+
+  Args:
+    pairs: action values of pairs of actions, (states, a, b).
+    y: logits of both players, which they respond to.
+    temperature: of their entropies.
+  """
+  a, b = as_policies(y)
+  return (
+    -jnp.einsum('sab,sb->sa', pairs, b) / temperature,
+    jnp.einsum('sab,sa->sb', pairs, a) / temperature,
+  )
 
 
 def learn(
@@ -53,15 +75,64 @@ def learn(
     temperature: of their entropies.
     rate: step towards the best response to the other's policy, in (0, 1].
   """
-  both = as_policies(y)
-  values = pair_values(game, costs, both, temperature)
-  answer_a = -jnp.einsum('sab,sb->sa', values, both[1]) / temperature
-  answer_b = jnp.einsum('sab,sa->sb', values, both[0]) / temperature
-  log_a, log_b = jax.nn.log_softmax(y[0]), jax.nn.log_softmax(y[1])
-  return (
-    log_a + rate * (answer_a - log_a),
-    log_b + rate * (answer_b - log_b),
+  values = state_values(game, costs, y, temperature)
+  answer = answers(pair_values(game, costs, values), y, temperature)
+  return jax.tree.map(
+    lambda z, new: (1 - rate) * jax.nn.log_softmax(z) + rate * new, y, answer
   )
+
+
+def solve_matrices(
+  pairs: chex.Array, y: Pair, *, temperature: float, steps: int
+) -> Pair:
+  """Takes extragradient steps on the matrix game of each state.
+
+  Args:
+    pairs: action values of pairs of actions, (states, a, b).
+    y: first logits of both players.
+    temperature: of their entropies.
+    steps: number of steps.
+
+  References:
+    Cen, Wei and Chi, `Fast Policy Extragradient Methods for Competitive Games
+    with Entropy Regularization <https://arxiv.org/abs/2105.15186>`_, 2021.
+  """
+  pairs = pairs - pairs.mean(axis=(1, 2), keepdims=True)
+  size = jnp.max(jnp.abs(pairs), axis=(1, 2))[:, None]
+  decay = 1 - temperature / (2 * (temperature + size))
+
+  def move(y, other):
+    return jax.tree.map(
+      lambda z, new: decay * z + (1 - decay) * new,
+      y,
+      answers(pairs, other, temperature),
+    )
+
+  return jax.lax.fori_loop(0, steps, lambda _, y: move(y, move(y, y)), y)
+
+
+def follow(
+  game: bj.rl.MarkovGame,
+  costs: chex.Array,
+  y: Pair,
+  *,
+  temperature: float,
+  steps: int,
+) -> Pair:
+  """Evaluates a pair once and solves the matrix games of its values.
+
+  If the matrix games are solved exactly this is Newton's method for the values
+  of the equilibrium (Pollatschek and Avi-Itzhak, 1969).
+
+  Args:
+    game: of both players.
+    costs: of the first player, (states, a, b).
+    y: logits of both players.
+    temperature: of their entropies.
+    steps: extragradient steps on the matrix games.
+  """
+  pairs = pair_values(game, costs, state_values(game, costs, y, temperature))
+  return solve_matrices(pairs, y, temperature=temperature, steps=steps)
 
 
 def nash(
@@ -69,59 +140,38 @@ def nash(
   costs: chex.Array,
   *,
   temperature: float,
-  sweeps: int = 12,
-  steps: int = 200,
+  sweeps: int = 8,
+  steps: int = 80,
 ) -> Pair:
-  """Logits of the unique equilibrium.
-
-  Alternates extragradient steps on the matrix game of each state with an
-  evaluation of the resulting pair. `nash_gap` measures the error.
+  """Logits of the unique equilibrium; `equilibrium_error` measures the error.
 
   Args:
     game: of both players.
     costs: of the first player, (states, a, b).
     temperature: of their entropies, above zero.
-    sweeps: number of evaluations.
+    sweeps: number of evaluated pairs; see `follow`.
     steps: extragradient steps per sweep.
-
-  References:
-    Cen, Wei and Chi, `Fast Policy Extragradient Methods for Competitive Games
-    with Entropy Regularization <https://arxiv.org/abs/2105.15186>`_, 2021.
   """
   states, one, two = costs.shape
-
-  def sweep(_, y):
-    values = pair_values(game, costs, as_policies(y), temperature)
-    values = values - values.mean(axis=(1, 2), keepdims=True)
-    size = jnp.max(jnp.abs(values), axis=(1, 2))[:, None]
-    rate = 1 / (2 * (temperature + size))
-
-    def answer(y, other):
-      a, b = as_policies(other)
-      keep = 1 - rate * temperature
-      return (
-        keep * y[0] - rate * jnp.einsum('sab,sb->sa', values, b),
-        keep * y[1] + rate * jnp.einsum('sab,sa->sb', values, a),
-      )
-
-    extragradient = lambda _, y: answer(y, answer(y, y))
-    return jax.lax.fori_loop(0, steps, extragradient, y)
-
-  start = (jnp.zeros((states, one)), jnp.zeros((states, two)))
+  start = (
+    jnp.zeros((states, one), costs.dtype),
+    jnp.zeros((states, two), costs.dtype),
+  )
+  sweep = lambda _, y: follow(
+    game, costs, y, temperature=temperature, steps=steps
+  )
   return jax.lax.fori_loop(0, sweeps, sweep, start)
 
 
-def nash_gap(
+def equilibrium_error(
   game: bj.rl.MarkovGame, costs: chex.Array, y: Pair, temperature: float
 ) -> chex.Array:
-  """Sum of both players' gains by exact best responses."""
-  both = as_policies(y)
-  faced = bj.rl.zero_sum_responses(game, costs, both, temperature=temperature)
-  best = [
-    bj.rl.optimal(mdp, temperature, tolerance=1e-4, max_iterations=12)
-    for mdp in faced
-  ]
-  return sum(
-    mdp.initial @ optimum.values
-    for mdp, optimum in zip(faced, best, strict=True)
+  """The largest change of a probability by an answer to the other policy."""
+  values = state_values(game, costs, y, temperature)
+  answer = answers(pair_values(game, costs, values), y, temperature)
+  changes = jax.tree.map(
+    lambda new, old: jnp.max(jnp.abs(new - old)),
+    as_policies(answer),
+    as_policies(y),
   )
+  return jnp.maximum(*changes)
