@@ -88,7 +88,8 @@ def _faults(
   rounding_error = _verdicts.rounding(series)
   if rounding_error is None:
     rounding_error = room
-  behind = mean_gap < -rounding_error and np.mean(between.late < 0) > 0.5
+  often = float(np.mean(between.late < 0)) > 0.5
+  behind = mean_gap < -rounding_error and often
   # What the lag adds to the penalised loss, compared with the upper loss.
   effect = (20 if penalty is None else penalty) * abs(mean_gap)
   dtype = _verdicts.gap_dtype(series) or np.float32

@@ -316,14 +316,15 @@ def suggest(
   ((kind, number),) = goals.items()
   _checks.within('suggest', kind, number, 0, open_low=True)
   settings = _walk.checked_settings(walk, 'suggest', _DEFAULTS)
-  if not 0 < settings.safety < 2:
+  safety: Any = settings.safety
+  momentum: Any = settings.momentum
+  if not 0 < safety < 2:
     raise ValueError(
-      f'safety is between 0 and 2, got {settings.safety}: give WalkSettings('
-      'safety=0.5).'
+      f'safety is between 0 and 2, got {safety}: give WalkSettings(safety=0.5).'
     )
-  if not 0 <= settings.momentum < 1:
+  if not 0 <= momentum < 1:
     raise ValueError(
-      f'momentum is at least 0 and below 1, got {settings.momentum}: give '
+      f'momentum is at least 0 and below 1, got {momentum}: give '
       'WalkSettings(momentum=0.9).'
     )
   if settings.points == 1:
@@ -332,7 +333,7 @@ def suggest(
     types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params))),
     batch,
     _keys.as_key(key, 'suggest'),
-    _Numbers(number, settings.safety, settings.momentum),
+    _Numbers(number, safety, momentum),
     problem=problem,
     kind=kind,
     settings=settings._replace(safety=None, momentum=None),

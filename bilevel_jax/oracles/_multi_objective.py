@@ -86,7 +86,7 @@ def multi_objective(
   )
   count = len(several.names)
   if trunk is None:
-    arguments = ('params', 'batch')
+    arguments: tuple[str, ...] = ('params', 'batch')
     if per_task and callable(losses):
       arguments += ('index',)
     for loss in [losses] if callable(losses) else several.losses:
