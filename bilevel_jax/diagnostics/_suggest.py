@@ -333,7 +333,7 @@ def suggest(
     types.BilevelParams(*jax.tree.map(jnp.asarray, tuple(params))),
     batch,
     _keys.as_key(key, 'suggest'),
-    _Numbers(number, settings.safety, settings.momentum),
+    _Numbers(number, safety, momentum),
     problem=problem,
     kind=kind,
     settings=settings._replace(safety=None, momentum=None),
