@@ -77,8 +77,8 @@ TEMPLATES = {
     '{{ loop.changed(i // 2) }}{% endfor %}{% for i in [] %}{% else %}empty'
     '{% endfor %}{% for a in [[1, [2]], [3]] recursive %}'
     '{{ loop(a) if a is iterable else a }}{% endfor %}'
-    '{% for m in messages %}{{ loop.length }}{{ loop.previtem.role if not loop.first }}'
-    '{% endfor %}'
+    '{% for m in messages %}{{ loop.length }}'
+    '{{ loop.previtem.role if not loop.first }}{% endfor %}'
   ),
 }
 
