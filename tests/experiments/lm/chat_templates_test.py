@@ -78,8 +78,7 @@ TEMPLATES = {
     '{% endfor %}{% for a in [[1, [2]], [3]] recursive %}'
     '{{ loop(a) if a is iterable else a }}{% endfor %}'
     '{% for m in messages %}{{ loop.length }}'
-    '{{ loop.previtem.role if not loop.first }}'
-    '{% endfor %}'
+    '{{ loop.previtem.role if not loop.first }}{% endfor %}'
   ),
 }
 
