@@ -29,9 +29,9 @@ class Process:
     discount: discount of rewards; not published.
   """
 
-  states: int = 100
-  actions: int = 5
-  features: int = 10
+  states: Annotated[int, harness.Allowed(1, 10_000)] = 100
+  actions: Annotated[int, harness.Allowed(1, 10_000)] = 5
+  features: Annotated[int, harness.Allowed(1, 10_000)] = 10
   discount: Annotated[float, harness.Allowed(0, 0.9999)] = 0.95
 
 

@@ -44,7 +44,7 @@ def test_imbalance_is_exponential():
 
 
 def test_too_many_clients_are_an_error():
-  with pytest.raises(ValueError, match='too few for 2000 clients'):
+  with pytest.raises(ValueError, match='too few for 2,000 clients'):
     load(clients=2_000)
 
 
