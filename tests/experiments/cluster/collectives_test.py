@@ -1,10 +1,13 @@
 """Tests of the counts of collectives, and of the cost model of each method."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import harness
 from experiments.cluster import collectives, communication
 
 Numbers = communication.Numbers
@@ -87,6 +90,15 @@ def test_seeds_multiply_and_devices_do_not_matter(name):
   for devices in (1, 2):
     exchange = communication.compile_step(name, devices=devices).exchange()
     assert exchange.bytes == (devices > 1) * predicted(name, Numbers())
+
+
+def test_stored_numbers_are_those_of_the_cost_model():
+  path = pathlib.Path(communication.__file__).parent / 'results' / 'scale.json'
+  metrics = harness.read_results(path)['metrics']
+  for name, method in communication.METHODS.items():
+    for measure in ('predicted', 'compiled'):
+      stored = metrics[f'{measure}/communication/{name}']
+      assert stored == method.cost.count()
 
 
 def test_costs_are_formatted():
