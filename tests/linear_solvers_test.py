@@ -307,6 +307,6 @@ def test_what_is_no_solver_is_refused(solve, match):
   loss = lambda x, y, batch: (y - x) ** 2
   one = jnp.float32(1)
   params = bj.BilevelParams(one, one)
-  oracle = bj.implicit(bj.BilevelProblem(loss, loss), solve=solve)
   with pytest.raises(TypeError, match=match):
+    oracle = bj.implicit(bj.BilevelProblem(loss, loss), solve=solve)
     oracle.update(None, oracle.init(params), params)

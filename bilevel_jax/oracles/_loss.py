@@ -69,8 +69,20 @@ class Loss:
     return self.full(*args)[0]
 
 
+_ARGUMENTS = ('x', 'y', 'batch')
+
+
 def checked_losses(problem: types.BilevelProblem) -> tuple[Loss, Loss]:
   """The upper and the lower loss of a problem, checked at each call.
+
+  Raises:
+    TypeError: as `checked_upper`.
+  """
+  return checked_upper(problem), Loss(problem.lower, 'lower', _ARGUMENTS)
+
+
+def checked_upper(problem: types.BilevelProblem) -> Loss:
+  """The upper loss of a problem, checked at each call.
 
   Raises:
     TypeError: if the problem is not a `BilevelProblem`.
@@ -80,6 +92,4 @@ def checked_losses(problem: types.BilevelProblem) -> tuple[Loss, Loss]:
       'the problem is a bj.BilevelProblem(upper=..., lower=...) of two losses '
       f'(x, y, batch) -> scalar, got {type(problem).__name__}.'
     )
-  names = ('x', 'y', 'batch')
-  upper = Loss(problem.upper, 'upper', names)
-  return upper, Loss(problem.lower, 'lower', names)
+  return Loss(problem.upper, 'upper', _ARGUMENTS)

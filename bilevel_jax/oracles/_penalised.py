@@ -61,7 +61,7 @@ def penalised(
   Returns:
     An oracle that measures `upper`, `lower` and the penalty.
   """
-  upper, _ = base.checked_losses(problem)
+  upper = base.checked_upper(problem)
   prepare = height.prepare
   measures_height = height.names[0] != 'lower'
   shared: dict[str, Any] = {

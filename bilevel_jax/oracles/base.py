@@ -29,6 +29,7 @@ from bilevel_jax import _sequences, _trees, states, types
 from bilevel_jax.oracles import _misuse
 from bilevel_jax.oracles._loss import Loss as Loss
 from bilevel_jax.oracles._loss import checked_losses as checked_losses
+from bilevel_jax.oracles._loss import checked_upper as checked_upper
 from bilevel_jax.oracles._misuse import require_batch as require_batch
 from bilevel_jax.parts import Oracle, around, as_oracle
 

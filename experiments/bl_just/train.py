@@ -9,12 +9,12 @@ Supervised Training for Automatic Speech Recognition via Bilevel Optimization,
     python -m experiments.bl_just.train --dataset=folder --preset=user --data_dir=FOLDER
 
 Expected: `quick` 0.04 word error for all methods, converged. AN4: 0.17
-supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes; `an4_grid`
-four and a half hours of a core.
+supervised. Time: 25 CPU-minutes, and 22 for AN4; `digits` 2 minutes; `few` seven
+hours of a core, `an4_grid` ten hours.
 
 Presets: `quick` compares methods on strings of spoken digits, `digits` trains a
-recogniser of digits, `an4_full` and `an4_grid` compare on AN4 with all texts
-and with fractions of them, `paper` is LibriSpeech on an accelerator, `user`
+recogniser of digits, `few` tunes all methods with few texts, `an4_full` and
+`an4_grid` compare on AN4 with all texts and with fractions of them, `paper` is LibriSpeech on an accelerator, `user`
 your folder. The upper problem is recognition by connectionist temporal
 classification, the lower problem a self-supervised loss of audio; they share an
 encoder. Methods are compared at equal numbers of updates, and supervised

@@ -29,6 +29,15 @@ COUNTS = (1, 2, 4, 8)
 _FLAG = 'xla_force_host_platform_device_count'
 
 
+_KNOWN = harness.Among(
+  communication.METHODS,
+  {
+    'f2sa, one loop': 'F2SA with one step of each lower sequence.',
+    'f2sa, two loops': 'F2SA with several steps of each lower sequence.',
+  },
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of a run.
@@ -41,11 +50,9 @@ class Settings:
     repeats: timed steps in the weak scaling.
   """
 
-  methods: Annotated[tuple[str, ...], harness.Among(communication.METHODS)] = (
-    tuple(communication.METHODS)
-  )
+  methods: Annotated[tuple[str, ...], _KNOWN] = tuple(communication.METHODS)
   large_model: bool = True
-  scaled_method: Annotated[str, harness.Among(communication.METHODS)] = 'v_pbgd'
+  scaled_method: Annotated[str, _KNOWN] = 'v_pbgd'
   examples: int = 2048
   repeats: int = 50
 

@@ -55,7 +55,7 @@ class Sampling:
     top_k: number of likeliest tokens to sample from; 0 for all.
     top_p: samples from the smallest set of likeliest tokens with at least this
       probability.
-    seed: of the samples.
+    seed: seed of the samples.
   """
 
   temperature: Annotated[float, harness.Allowed(low=0)] = 0.0

@@ -163,7 +163,7 @@ def make_solver(
     'upper': optax.adam(scale * recipe.upper),
     'lower': bj.Sequence(
       sgd(recipe.lower),
-      steps=recipe.inner_steps,
+      steps=recipe.inner_steps or None,
       start=lambda params: first,
       restart=True,
     ),

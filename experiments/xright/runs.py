@@ -45,7 +45,7 @@ class Optimiser:
     schedule: after the warm-up: 'constant' as in the paper, or a 'linear' or
       'cosine' decay to 0 at the last update.
     warmup: updates in which the learning rate rises linearly.
-    weight_decay: of all trained weights.
+    weight_decay: decay per update and learning rate, of all trained weights.
     clip: largest norm of a gradient.
   """
 

@@ -221,7 +221,7 @@ def test_files_are_transcribed_and_broken_ones_reported(
   table = tmp_path / 'texts.tsv'
   table.write_text('a.wav\ta text')
   assert transcribe.main([f'--checkpoint={table}', 'a.wav']) == 1
-  assert 'not an .npz file' in capsys.readouterr().err
+  assert 'no recogniser' in capsys.readouterr().err
   recogniser.save(checkpoint, network, loud, units, float('nan'))
   assert transcribe.main([f'--checkpoint={checkpoint}', 'a.wav']) == 1
   assert 'its utterances last nan seconds' in capsys.readouterr().err

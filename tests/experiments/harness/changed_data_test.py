@@ -78,11 +78,11 @@ def train(workdir, steps, task):
 @pytest.mark.parametrize(
   ('write', 'suffix', 'name'),
   [
-    (_arrays, 'npy', r'train\.data'),
-    (_table, 'csv', r'train\.data\[0\]'),
-    (_audio, 'wav', r"train\.files\['data\.wav'\]"),
-    (_text, 'jsonl', r'train\.stream\.digest'),
-    (_weights, 'safetensors', r"train\.frozen\['embedding'\]"),
+    (_arrays, 'npy', 'data'),
+    (_table, 'csv', r'data \[0\]'),
+    (_audio, 'wav', r'data file data\.wav'),
+    (_text, 'jsonl', 'streamed examples'),
+    (_weights, 'safetensors', 'frozen weights embedding'),
   ],
 )
 def test_one_changed_byte_is_refused(tmp_path, write, suffix, name):
@@ -93,7 +93,7 @@ def test_one_changed_byte_is_refused(tmp_path, write, suffix, name):
   changed = bytearray(before)
   changed[place] ^= 1
   path.write_bytes(changed)
-  with pytest.raises(harness.OtherRunError, match=rf'{name}: \w+ -> \w+'):
+  with pytest.raises(harness.OtherRunError, match=f'changed: {name}\\.'):
     train(workdir, 4, task())
   path.write_bytes(before)
   assert train(workdir, 4, task()).step == 4

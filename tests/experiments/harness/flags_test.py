@@ -227,7 +227,7 @@ class TestOptions:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch, capsys, tmp_path):
   """`harness.run` on the process's flags, which are put back afterwards."""
   before, handler = set(flags.FLAGS), signal.getsignal(signal.SIGTERM)
 
@@ -236,7 +236,8 @@ def run(monkeypatch, capsys):
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
-  # No test fills the user's folder.
+  # No test fills the user's folders.
+  monkeypatch.chdir(tmp_path)
   monkeypatch.setenv(compile_cache.VARIABLE, compile_cache.OFF)
 
   def call(main, *arguments, presets=PRESETS, **more):

@@ -514,18 +514,20 @@ class TestArguments:
     changed = {'rows': np.ones((4, 2))}
     with pytest.raises(
       harness.OtherRunError,
-      match=r"\(train\.data\['rows'\]: \w+ -> \w+\)\. Giv",
+      match=r'changed: data rows\. Give',
     ):
       train(own=own, data=changed, **arguments)
-    with pytest.raises(harness.OtherRunError, match=r'train\.own'):
+    with pytest.raises(harness.OtherRunError, match='changed: '):
       train(own=2 * own, data=data, **arguments)
-    with pytest.raises(harness.OtherRunError, match=r'train\.frozen'):
+    with pytest.raises(harness.OtherRunError, match='frozen weights'):
       train(own=own, data=data, steps=10, frozen={'w': np.zeros(5)})
 
   def test_other_settings_in_the_same_folder_are_refused(self, train):
     train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)})
     train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)})
-    with pytest.raises(harness.OtherRunError, match=r'rate: 0.1 -> 0.2\)') as e:
+    with pytest.raises(
+      harness.OtherRunError, match=r'rate: 0\.1 -> 0\.2\.'
+    ) as e:
       train(steps=10, settings={'rate': 0.2, 'sizes': (1, 2)})
     assert 'another --workdir' in str(e.value)
     with pytest.raises(
