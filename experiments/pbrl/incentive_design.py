@@ -48,7 +48,7 @@ class Settings:
     game: our sizes.
     bounds: shares b of the payoffs that the designer sets, dense reward.
     sparse_bounds: the same for a designer who earns 1 in the first state.
-    cost: of the designer per squared incentive.
+    cost: price that the designer pays per squared incentive.
     evaluations: evaluated pairs of policies of each method.
     records: number of measurements.
     penalty: first and last lambda.
