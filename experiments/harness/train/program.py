@@ -289,7 +289,7 @@ class Program:
     evaluated = {}
     if self._evaluate is not None:
       evaluated = self._evaluate(context, params, state)
-    check_metrics(evaluated, metrics)
+    check_metrics(evaluated, metrics, self._evaluate)
     return jax.tree.map(jnp.asarray, metrics | evaluated)
 
 
@@ -337,12 +337,21 @@ def _culprit_names(params: Any, state: Any) -> tuple[str, ...]:
   return tuple(names)
 
 
-def check_metrics(metrics: Any, taken: Mapping[str, Any]) -> None:
-  """Raises unless metrics are a dict of scalars with unused names."""
+def check_metrics(
+  metrics: Any, taken: Mapping[str, Any], function: Any = None
+) -> None:
+  """Raises unless metrics are a dict of scalars with unused names.
+
+  Args:
+    metrics: the metrics.
+    taken: names that are in use.
+    function: their function, for the error.
+  """
   if not isinstance(metrics, dict):
+    name = getattr(function, '__qualname__', type(function).__name__)
     raise TypeError(
       'evaluate returns a dict from metric to scalar, got '
-      f'{type(metrics).__name__}.'
+      f'{type(metrics).__name__} from {name}.'
     )
   for name, value in metrics.items():
     if name in taken:
