@@ -530,9 +530,7 @@ class TestArguments:
     ) as e:
       train(steps=10, settings={'rate': 0.2, 'sizes': (1, 2)})
     assert 'another --workdir' in str(e.value)
-    with pytest.raises(
-      ValueError, match=r'seeds: \[0, 1\] -> \[0, 1, 2\]'
-    ):
+    with pytest.raises(ValueError, match=r'seeds: \[0, 1\] -> \[0, 1, 2\]'):
       train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)}, seeds=3)
     assert train(steps=10, settings={'rate': 0.1, 'sizes': (1, 2)}).step == 10
 
