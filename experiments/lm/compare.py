@@ -21,7 +21,7 @@ reference answers under both models is reported, too.
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -52,6 +52,7 @@ class Settings:
     judge: model whose hidden states the judge reads: folder of Hugging Face or
       .gguf file; '' for SmolLM2-135M, 'random' for a small random model.
     judge_data: file of comparisons, on which the judge is trained.
+    bad_rows: whether invalid comparisons are refused or skipped.
     judge_rows: largest number of comparisons, the first ones; 0 for all.
     max_length: tokens of a prompt with its answer that the judge reads, the
       last ones.
@@ -61,6 +62,7 @@ class Settings:
 
   judge: str = ''
   judge_data: str = ''
+  bad_rows: Literal['refuse', 'skip'] = 'refuse'
   judge_rows: Annotated[int, harness.Allowed(low=0)] = 600
   max_length: int = 512
   models: Annotated[tuple[str, ...], harness.Allowed(empty=True)] = ()
@@ -138,7 +140,15 @@ def _train(
   settings: Settings, model: Any, tokenizer: Any, folder: pathlib.Path
 ) -> judge.Judge:
   """Trains the judge."""
-  examples = data_lib.read(settings.judge_data, comparisons=True).examples
+  content = data_lib.read(
+    settings.judge_data,
+    skip=settings.bad_rows == 'skip',
+    flag='--bad_rows=skip',
+    comparisons=True,
+  )
+  if content.wrong:
+    print(row_files.describe(settings.judge_data, content.wrong))
+  examples = content.examples
   examples = examples[: settings.judge_rows or None]
   chosen, rejected = (
     judge.read_features(

@@ -190,6 +190,16 @@ def test_the_judge_learns_what_is_preferred(tmp_path):
   assert metrics['win_rate'] == 0.75
 
 
+def test_invalid_comparisons_are_named_or_skipped(tmp_path, capsys):
+  rows = [*comparisons(60), {'prompt': '1:', 'chosen': 'a', 'rejected': ''}]
+  path = write_rows(tmp_path / 'more.jsonl', rows)
+  same = answers(['aaz', 'zza'])
+  with pytest.raises(harness.UserError, match=r'more\.jsonl, line 61'):
+    compared(tmp_path, same, same, judge_data=path)
+  compared(tmp_path, same, same, judge_data=path, bad_rows='skip')
+  assert 'line 61' in capsys.readouterr().out
+
+
 def test_equal_answers_are_ties(tmp_path):
   same = answers(['aaz', 'zza', ''])
   metrics = compared(tmp_path, same, same)
