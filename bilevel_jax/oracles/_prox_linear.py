@@ -159,11 +159,8 @@ def prox_linear(
       u, pulled, _, ascent, rate = carry
       change = optax.tree.sub(ball(add(u, rate, ascent)), u)
       tug = backward(change)
-      # A projected step gains at least the second term. On the sphere, where
-      # the ascent is almost normal to the step, rounding hides it in the first.
-      gain = jnp.maximum(dot(ascent, change), dot(change, change) / rate)
       rate, bend = spectral(change, tug)
-      part = gain / jnp.where(bend > 0, bend, 1)
+      part = dot(ascent, change) / jnp.where(bend > 0, bend, 1)
       part = jnp.clip(jnp.where(bend > 0, part, 1), 0, 1)
       u, pulled = add(u, part, change), add(pulled, part, tug)
       return u, pulled, *look(pulled), rate

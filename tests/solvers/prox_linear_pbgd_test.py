@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import contract, problems, rounding
+from tests import contract, problems
 from tests.contract import RATE, X_SET, Row
 
 
@@ -143,35 +143,6 @@ def test_a_set_is_part_of_the_subproblem():
   # The other coordinate is at its minimum on y = M x.
   slope = params.upper + M.T @ (M @ params.upper - TARGET)
   assert abs(slope[1 - i]) < 1e-6
-
-
-def test_the_dual_on_the_sphere_is_right_in_float32():
-  """There, the ascent is almost normal to a step."""
-  penalty = 0.5
-  solver = bj.solvers.prox_linear_pbgd(
-    contract.PROBLEM, penalty=penalty, step=RATE
-  )
-
-  def run(dtype):
-    def cast(leaf):
-      floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-      return jnp.asarray(leaf, dtype if floating else None)
-
-    params = jax.tree.map(cast, contract.nested_params(1))
-    state, update = solver.init(params), jax.jit(solver.update)
-    for t in range(2):
-      batch = jax.tree.map(cast, contract.random_batch(t))
-      moves, state = update(batch, state, params)
-      params = bj.apply_updates(params, moves)
-    dual = state.oracles[0].inner.dual
-    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(dual)])
-
-  single = run(jnp.float32)
-  with jax.enable_x64(True):
-    double = run(jnp.float64)
-  assert np.linalg.norm(double) == pytest.approx(penalty)
-  atol = rounding.tolerance(jnp.float32, 50)
-  np.testing.assert_allclose(single, double, rtol=0, atol=atol)
 
 
 def test_counts_products():
