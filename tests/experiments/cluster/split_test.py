@@ -35,13 +35,16 @@ def test_jobs_and_the_merge_give_the_results_of_one_process(tmp_path):
   logs = sorted(path.name for path in (many / 'jobs').iterdir())
   assert logs == ['methods=saba.txt', 'methods=soba.txt']
   records = sorted(many.rglob('metrics.jsonl'))
-  before = [path.stat().st_mtime_ns for path in records]
+  saved = sorted(many.rglob('checkpoints/*/about/metadata'))
+  before = [path.stat().st_mtime_ns for path in saved]
+  written = [path.read_bytes() for path in records]
   # The merge alone: it trains nothing.
   words = ['-m', ZOO, *FLAGS, f'--workdir={many}']
   assert not split.command_lib.run_logged(
     [split.sys.executable, *words], many / 'merge.txt'
   )
-  assert [path.stat().st_mtime_ns for path in records] == before
+  assert saved and [path.stat().st_mtime_ns for path in saved] == before
+  assert [path.read_bytes() for path in records] == written
   words[-1] = f'--workdir={one}'
   one.mkdir()
   assert not split.command_lib.run_logged(
