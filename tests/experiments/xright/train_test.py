@@ -316,7 +316,7 @@ def test_on_a_mesh_of_eight_devices_it_learns_the_same(tmp_path):
     subprocess.run(run, cwd=ROOT, check=True, timeout=900, env=env)
     results = (tmp_path / name / 'results.json').read_text()
     metrics[name] = json.loads(results)['metrics']
-  for name in ('sft', 'dpo'):
+  for name in ('loss/sft', 'loss/dpo'):
     np.testing.assert_allclose(
       metrics['mesh'][name], metrics['one'][name], rtol=1e-4
     )
