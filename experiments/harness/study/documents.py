@@ -20,7 +20,7 @@ _NUMBER = re.compile(
   rf'(?:{_VALUE}(?: ± {_VALUE}'
   rf'| \({_VALUE} to {_VALUE}\))?|(?=\D|$))'
 )
-# Tables with words on their source, and tables of a file beside the page.
+# Tables with words on their source, and tables of a file next to the page.
 _BY_HAND = re.compile(r'<!-- by hand -->\n\s*[^|\s].*?<!-- end -->', re.DOTALL)
 _FROM_FILE = re.compile(r'<!-- from [^>]+ -->\n.*?<!-- end -->', re.DOTALL)
 # Columns without our measurements.
