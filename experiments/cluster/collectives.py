@@ -34,7 +34,7 @@ class Exchange(NamedTuple):
 
   Attributes:
     bytes: bytes of the results of collectives that have a dimension.
-    scalars: number of scalars, such as losses.
+    scalars: number of scalars, such as losses; that of all seeds is one.
     calls: number of collectives.
   """
 
@@ -47,12 +47,15 @@ class Exchange(NamedTuple):
     return Exchange(*(a + times * b for a, b in zip(self, other, strict=True)))
 
 
-def count(text: str, kinds: tuple[str, ...] = KINDS) -> Exchange:
+def count(
+  text: str, kinds: tuple[str, ...] = KINDS, *, seeds: int = 1
+) -> Exchange:
   """Counts what a program exchanges.
 
   Args:
     text: `compiled.as_text()` of a program for several devices.
     kinds: collectives that count.
+    seeds: seeds that the program maps; a scalar has a number for each.
 
   Returns:
     An `Exchange`.
@@ -77,7 +80,7 @@ def count(text: str, kinds: tuple[str, ...] = KINDS) -> Exchange:
       return Exchange(), 1
     result, kind = match.groups()
     if kind.removesuffix('-start') in kinds:
-      return _result(result), 1
+      return _result(result, seeds), 1
     branches = _BRANCHES.search(line)
     names = _CALLED.findall(line)
     if kind == 'conditional':
@@ -113,8 +116,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return bodies, entry
 
 
-def _result(shapes: str) -> Exchange:
-  parts = list(_sizes(shapes))
+def _result(shapes: str, seeds: int) -> Exchange:
+  parts = list(_sizes(shapes, seeds))
   return Exchange(
     sum(size for size, scalar in parts if not scalar),
     sum(scalar for _, scalar in parts),
@@ -122,7 +125,7 @@ def _result(shapes: str) -> Exchange:
   )
 
 
-def _sizes(shapes: str) -> Iterator[tuple[int, bool]]:
+def _sizes(shapes: str, seeds: int) -> Iterator[tuple[int, bool]]:
   for kind, dims in _SHAPE.findall(shapes):
-    sizes = [int(d) for d in dims.split(',') if d]
-    yield _BYTES[kind] * math.prod(sizes), math.prod(sizes) == 1
+    numbers = math.prod(int(d) for d in dims.split(',') if d)
+    yield _BYTES[kind] * numbers, numbers in (1, seeds)

@@ -257,14 +257,16 @@ class Compiled(NamedTuple):
   Attributes:
     step: the program, (params, state, batch) -> (params, state).
     arguments: `jax.ShapeDtypeStruct` of its arguments, with shardings.
+    seeds: seeds that it maps.
   """
 
   step: jax.stages.Compiled
   arguments: tuple[Any, ...]
+  seeds: int
 
   def exchange(self) -> collectives.Exchange:
     """Counts what a device exchanges in a step."""
-    return collectives.count(self.step.as_text())
+    return collectives.count(self.step.as_text(), seeds=self.seeds)
 
 
 def compile_step(
@@ -317,4 +319,4 @@ def compile_step(
   run = jax.vmap(step, in_axes=(0, 0, None)) if numbers.S > 1 else step
   arguments = (*jax.tree.map(per_seed, (params, state)), batch)
   lowered = jax.jit(run, out_shardings=replicated).lower(*arguments)
-  return Compiled(lowered.compile(), arguments)
+  return Compiled(lowered.compile(), arguments, numbers.S)

@@ -36,6 +36,9 @@ def test_a_sum_over_devices_is_counted_by_its_numbers():
   text = compiled_text(lambda rows: rows, ROWS)
   assert collectives.count(text) == collectives.Exchange(4 * 16 * 24, 0, 1)
   assert collectives.count(text, ('all-reduce',)) == collectives.Exchange()
+  text = compiled_text(lambda rows: rows[:, :3].sum(0), ROWS)
+  assert collectives.count(text).scalars == 0
+  assert collectives.count(text, seeds=3) == collectives.Exchange(0, 1, 1)
 
 
 def test_loops_count_each_step_and_branches_the_largest():
