@@ -58,7 +58,8 @@ RUNS = {
     data='mnist',
     presets=(),
   ),
-  'pollution': harness.Run('pollution', presets=('smoke',)),
+  'pollution': harness.Run('pollution', flags=('--seeds=10',)),
+  'clean': harness.Run('pollution', preset='clean', data='mnist', presets=()),
 }
 
 CLAIMS = (

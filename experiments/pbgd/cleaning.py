@@ -41,11 +41,13 @@ class CleaningBatch(NamedTuple):
     train_images: (n, 784).
     train_labels: (n,), polluted.
     validation: clean digits of the upper loss.
+    validation_weights: (m,), 1 for a digit that counts; None if all do.
   """
 
   train_images: chex.Array
   train_labels: chex.Array
   validation: vision.DigitPart
+  validation_weights: chex.Array | None = None
 
 
 def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
@@ -65,9 +67,10 @@ def cleaning_problem(classifier: harness.Network) -> bj.BilevelProblem:
   def upper(logits, weights, batch):
     del logits
     images, labels = batch.validation
-    return jnp.mean(
-      classifiers.cross_entropy(classifier.apply(weights, images), labels)
+    losses = classifiers.cross_entropy(
+      classifier.apply(weights, images), labels
     )
+    return classifiers.mean(losses, batch.validation_weights)
 
   def lower(logits, weights, batch):
     losses = classifiers.cross_entropy(
@@ -99,6 +102,6 @@ def weighted_loss(classifier: harness.Network) -> Callable[..., chex.Array]:
     losses = classifiers.cross_entropy(
       classifier.apply(params, batch.images), batch.labels
     )
-    return jnp.sum(batch.weights * losses) / jnp.sum(batch.weights)
+    return classifiers.mean(losses, batch.weights)
 
   return loss

@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness, vision
@@ -156,16 +157,22 @@ class Cleaning:
     options: options of the run.
     fractions: fraction of polluted digits per seed of `options`; if empty,
       `digits.polluted` for all seeds. Tuning always uses `digits.polluted`.
+    clean: per seed, the number of clean digits of the upper loss, and at most
+      as many for the selection; if empty, all. Tuning always uses all.
 
   Attributes:
     source: source of the digits.
   """
 
   def __init__(
-    self, options: harness.Options, fractions: Sequence[float] = ()
+    self,
+    options: harness.Options,
+    fractions: Sequence[float] = (),
+    clean: Sequence[int] = (),
   ) -> None:
     self._settings = settings = options.settings
     self._fractions = fractions
+    self._clean = clean
     sizes = {part: getattr(settings.digits, part) for part in cleaning.PARTS}
     parts, self.source = vision.load_digits(options.data_dir, sizes)
     self._parts = {name: part.pixels() for name, part in parts.items()}
@@ -228,6 +235,18 @@ class Cleaning:
       rule=settings.digits.rule,
     )
 
+  def _counted(self, seeds, *, tuning):
+    """Weights 1 of the clean digits that count, (members, digits) by part."""
+    if not self._clean:
+      return {}
+    digits = self._settings.digits
+    counts = (digits.validation,) * len(seeds) if tuning else self._clean
+    first = lambda size: np.arange(size) < np.asarray(counts)[:, None]
+    return {
+      'validation_counted': first(digits.validation).astype(np.float32),
+      'selection_counted': first(digits.selection).astype(np.float32),
+    }
+
   def _suggest(self):
     """Recipe from curvatures, with the noise of the tuning seed."""
     labels, _ = self._noise((TUNING_SEED,), tuning=True)
@@ -270,7 +289,8 @@ class Cleaning:
         init,
         batch,
         data=self._parts,
-        own={'labels': labels, 'dirty': dirty, 'weights': weights},
+        own={'labels': labels, 'dirty': dirty, 'weights': weights}
+        | self._counted(job.seeds, tuning=job.tuning),
         hyper=job.hyper,
       ),
       job.training(
@@ -315,13 +335,15 @@ class Cleaning:
 
     def batch(context):
       train, validation = context.data['train'], context.data['validation']
+      counted = context.own.get('validation_counted')
       if kind != 'plain':
         return cleaning.CleaningBatch(
-          train.images, context.own['labels'], validation
+          train.images, context.own['labels'], validation, counted
         )
       if validation_only:
-        ones = jnp.ones(settings.digits.validation)
-        return cleaning.WeightedBatch(*validation, ones)
+        if counted is None:
+          counted = jnp.ones(settings.digits.validation)
+        return cleaning.WeightedBatch(*validation, counted)
       return cleaning.WeightedBatch(
         train.images, context.own['labels'], context.own['weights']
       )
@@ -333,6 +355,7 @@ class Cleaning:
         f'{part}_accuracy': classifiers.accuracy(
           classifier.apply(weights, context.data[part].images),
           context.data[part].labels,
+          context.own.get(f'{part}_counted'),
         )
         for part in ('selection', 'test')
       }

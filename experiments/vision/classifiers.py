@@ -58,6 +58,24 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Share of the digits whose largest logit is that of the label."""
-  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+def accuracy(
+  logits: chex.Array,
+  labels: chex.Array,
+  weights: chex.Array | None = None,
+) -> chex.Array:
+  """Share of the digits whose largest logit is that of the label.
+
+  Args:
+    logits: (n, classes).
+    labels: (n,).
+    weights: (n,), nonnegative; None for equal ones.
+  """
+  right = jnp.argmax(logits, axis=-1) == labels
+  return mean(right.astype(jnp.float32), weights)
+
+
+def mean(values: chex.Array, weights: chex.Array | None = None) -> chex.Array:
+  """Mean of the values (n,), weighted by weights (n,) if given."""
+  if weights is None:
+    return jnp.mean(values)
+  return jnp.sum(weights * values) / jnp.sum(weights)

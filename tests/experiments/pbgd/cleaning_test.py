@@ -48,6 +48,19 @@ class TestProblem:
       rtol=1e-5,
     )
 
+  def test_clean_digits_of_weight_0_do_not_count(self):
+    classifier = classifiers.make_classifier('linear')
+    problem = cleaning.cleaning_problem(classifier)
+    params = classifier.init(jax.random.key(2))
+    batch = self.batch()
+    first = jax.tree.map(lambda x: x[:1], batch.validation)
+    counted = batch._replace(validation_weights=jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(
+      problem.upper(jnp.zeros(4), params, counted),
+      problem.upper(jnp.zeros(4), params, batch._replace(validation=first)),
+      rtol=1e-5,
+    )
+
   def test_plain_loss_is_a_weighted_mean(self):
     classifier = classifiers.make_classifier('linear')
     params = classifier.init(jax.random.key(0))

@@ -12,14 +12,12 @@ from experiments.pbgd import hyper_cleaning, pollution
 def options(workdir, **changes):
   settings = dataclasses.replace(
     pollution.PRESETS['quick'],
-    methods=('v_pbgd', 'noisy_train'),
-    steps=40,
+    methods=changes.pop('methods', ('v_pbgd', 'noisy_train')),
+    steps=changes.pop('steps', 40),
     chunk=20,
     digits=hyper_cleaning.Digits(300, 200, 100, 200),
     grid=hyper_cleaning.Grid(scales=(3.0,), steps=20),
-    fractions=(0.2, 0.8),
-    seeds=2,
-    **changes,
+    **{'fractions': (0.2, 0.8), 'seeds': 2} | changes,
   )
   return harness.Options(
     'pbgd', 'pollution', 'quick', settings, str(workdir), None, (0, 1)
@@ -32,7 +30,19 @@ def test_more_noise_is_harder(tmp_path):
   for metric in ('f1/v_pbgd', 'test_accuracy/noisy_train'):
     easy, hard = (metrics[f'{metric}/polluted={p}'] for p in (0.2, 0.8))
     assert easy > hard
-  assert (tmp_path / 'pollution.png').exists()
+  assert (tmp_path / 'polluted.png').exists()
+
+
+def test_with_few_clean_digits_the_other_ones_do_not_count(tmp_path):
+  changes = {'methods': ('val_only',), 'steps': 100, 'clean': (20, 200)}
+  few = options(tmp_path / 'sweep', **changes)
+  harness.execute(pollution.main, few)
+  metrics = json.loads((tmp_path / 'sweep/results.json').read_text())['metrics']
+  assert metrics['test_accuracy/val_only/clean=200'] > (
+    metrics['test_accuracy/val_only/clean=20'] + 0.1
+  )
+  with pytest.raises(harness.SettingsError, match='between 1 and'):
+    pollution.check(dataclasses.replace(few.settings, clean=(20, 201)))
 
 
 def test_fractions_are_below_one(tmp_path):
