@@ -15,7 +15,7 @@ are tuned at `digits.polluted` and with all clean digits only.
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,15 +30,17 @@ class Settings(hyper_cleaning.Settings):
   """Settings of the sweep; all others are those of `hyper_cleaning.Settings`.
 
   Attributes:
+    over: what the sweep is over, the fraction of polluted digits with all clean
+      ones, or the number of clean digits with `digits.polluted`.
     fractions: fractions of digits with a redrawn label.
     clean: numbers of clean digits of the upper loss, and at most as many for
-      the selection of steps; if given, the sweep is over these, with
-      `digits.polluted`.
+      the selection of steps.
   """
 
   methods: hyper_cleaning.Methods = METHODS
+  over: Literal['polluted', 'clean'] = 'polluted'
   fractions: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
-  clean: tuple[int, ...] = ()
+  clean: tuple[int, ...] = (50, 100, 300, 1_000)
 
 
 def _sweep(preset: str, **changes: Any) -> Settings:
@@ -60,6 +62,7 @@ PRESETS = {
   'clean': _sweep(
     'paper',
     grid=hyper_cleaning.Grid(steps=500),
+    over='clean',
     clean=(100, 300, 1_000, 5_000),
     **_SHORT,
   ),
@@ -110,27 +113,23 @@ def check(settings: Settings) -> None:
     raise harness.SettingsError(
       f'fractions are between 0 and 1, got {max(settings.fractions)}.'
     )
-  largest = settings.digits.validation
-  if (
-    settings.clean
-    and not 1 <= min(settings.clean) <= max(settings.clean) <= largest
-  ):
+  largest, wanted = settings.digits.validation, max(settings.clean)
+  if settings.over == 'clean' and wanted > largest:
     raise harness.SettingsError(
-      f'clean={settings.clean} must be between 1 and '
-      f'digits.validation={largest}.'
+      f'{wanted} clean digits are more than digits.validation={largest}.'
     )
 
 
 def main(options: harness.Options) -> harness.Report:
   """Runs the sweep."""
   settings = options.settings
-  axis = 'clean' if settings.clean else 'polluted'
-  points = settings.clean or settings.fractions
+  axis = settings.over
+  by_axis = {'polluted': 'fractions', 'clean': 'clean'}
+  points = getattr(settings, by_axis[axis])
   pairs = list(itertools.product(points, options.seeds))
   by_member, seeds = zip(*pairs, strict=True)
   members = options._replace(seeds=seeds)
-  sweep = {'clean' if settings.clean else 'fractions': by_member}
-  runs = hyper_cleaning.Cleaning(members, **sweep)
+  runs = hyper_cleaning.Cleaning(members, **{by_axis[axis]: by_member})
   results, curves = summarise(runs.compare(), axis, points)
   xlabel = {
     'polluted': 'fraction of digits with a redrawn label',

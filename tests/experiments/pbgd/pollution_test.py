@@ -34,14 +34,15 @@ def test_more_noise_is_harder(tmp_path):
 
 
 def test_with_few_clean_digits_the_other_ones_do_not_count(tmp_path):
-  changes = {'methods': ('val_only',), 'steps': 100, 'clean': (20, 200)}
+  changes = {'methods': ('val_only',), 'steps': 100, 'over': 'clean'}
+  changes['clean'] = (20, 200)
   few = options(tmp_path / 'sweep', **changes)
   harness.execute(pollution.main, few)
   metrics = json.loads((tmp_path / 'sweep/results.json').read_text())['metrics']
   assert metrics['test_accuracy/val_only/clean=200'] > (
     metrics['test_accuracy/val_only/clean=20'] + 0.1
   )
-  with pytest.raises(harness.SettingsError, match='between 1 and'):
+  with pytest.raises(harness.SettingsError, match='201 clean digits'):
     pollution.check(dataclasses.replace(few.settings, clean=(20, 201)))
 
 
