@@ -58,6 +58,7 @@ RUNS = {
     data='mnist',
     presets=(),
   ),
+  'network': harness.Run('network', presets=('smoke', 'quick')),
   'pollution': harness.Run('pollution', flags=('--seeds=10',)),
   'clean': harness.Run('pollution', preset='clean', data='mnist', presets=()),
 }

@@ -29,6 +29,19 @@ class _Mlp(nnx.Module):
     return self.out(jax.nn.sigmoid(self.hidden(images)))
 
 
+class _Cnn(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.first = nnx.Conv(1, 8, (5, 5), strides=2, rngs=rngs)
+    self.second = nnx.Conv(8, 16, (5, 5), strides=2, rngs=rngs)
+    self.out = _dense(16 * (SIDE // 4) ** 2, CLASSES, rngs)
+
+  def __call__(self, images):
+    features = images.reshape(*images.shape[:-1], SIDE, SIDE, 1)
+    for layer in (self.first, self.second):
+      features = jax.nn.relu(layer(features))
+    return self.out(features.reshape(*images.shape[:-1], -1))
+
+
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
   # Uniform within 1 / sqrt(inputs), as in the released code.
   kernel = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -41,11 +54,16 @@ def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
   )
 
 
-MODELS = {'linear': _Linear, 'mlp': _Mlp}
+MODELS = {'linear': _Linear, 'mlp': _Mlp, 'cnn': _Cnn}
 
 
 def make_classifier(name: str) -> harness.Network:
-  """Makes a classifier: 'linear' (784-10) or 'mlp' (784-300-sigmoid-10)."""
+  """Makes a classifier.
+
+  Args:
+    name: 'linear' (784-10), 'mlp' (784-300-sigmoid-10) or 'cnn' (two
+      convolutions 5 x 5 of 8 and 16 channels and stride 2, then a dense layer).
+  """
   if name not in MODELS:
     raise harness.SettingsError(
       f'unknown model {name!r}; known: {", ".join(MODELS)}.'
