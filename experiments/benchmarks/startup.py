@@ -40,6 +40,7 @@ NUMBERS: dict[str, Any] = {
   'inner_steps': 2,
   'key': 0,
   'least_curvature': 0.1,
+  'objectives': 2,
   'order': 2,
   'parts': 1,
   'penalty': 2.0,
@@ -96,14 +97,19 @@ def solvers() -> dict[str, Callable[[], Any]]:
         penalty=2.0,
         lower=bj.Sequence(sgd, set=below),
       )
+    problem, records = nested, dict.fromkeys(RECORDS, sgd)
+    if name == 'v_pbsgd':
+      records['value'] = bj.solvers.RandomStop(0.1, steps=2, key=0)
+    if 'objectives' in parameters:
+      two = lambda x, y, batch: nested.upper(x, y, batch) * jnp.ones(2)
+      problem = bj.BilevelProblem(two, nested.lower)
     required = {
       n
       for n, p in parameters.items()
       if p.default is p.empty or n in ('key', 'terms')
     }
-    records = {n: sgd for n in required & RECORDS}
-    numbers = {n: NUMBERS[n] for n in required & set(NUMBERS)}
-    return functools.partial(call, nested, **records, **numbers)
+    given = {n: v for n, v in {**records, **NUMBERS}.items() if n in required}
+    return functools.partial(call, problem, **given)
 
   return {
     name: maker(name)
