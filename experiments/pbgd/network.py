@@ -86,10 +86,10 @@ class Settings:
     harness.Among((*BILEVEL, *TUNERS, *CONTROLS), MEANINGS),
   ] = (*BILEVEL, *TUNERS, *CONTROLS)
   training_steps: int = 500
-  trainings: int = 20
+  trainings: int = 12
   inner_steps: int = 100
   batch: int = 100
-  rate: float = 1e-3
+  rate: float = 3e-3
   rates: tuple[float, ...] = (0.01, 0.03, 0.1)
   seeds: int = 5
   digits: Digits = Digits()
