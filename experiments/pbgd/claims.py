@@ -128,4 +128,26 @@ CLAIMS = (
     factor=0.98,
     presets=('quick', 'paper'),
   ),
+  *(
+    harness.Claim(
+      f'Hyper-cleaning, {share:.0%} redrawn labels: V-PBGD separates the digits '
+      'better (F1) than RHG.',
+      run='pollution',
+      metric=f'f1/v_pbgd/polluted={share}',
+      at_least=f'f1/rhg/polluted={share}',
+      presets=('quick',),
+    )
+    for share in (0.2, 0.4, 0.6, 0.8, 0.9)
+  ),
+  *(
+    harness.Claim(
+      f'Hyper-cleaning, {share:.0%} redrawn labels: a model retrained on the '
+      'kept digits beats one trained on the clean digits of the upper loss.',
+      run='pollution',
+      metric=f'retrained_accuracy/v_pbgd/polluted={share}',
+      at_least=f'test_accuracy/val_only/polluted={share}',
+      presets=('quick',),
+    )
+    for share in (0.2, 0.8)
+  ),
 )
