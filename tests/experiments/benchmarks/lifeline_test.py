@@ -10,8 +10,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[3]
 PARENT = """
-import sys
+import signal, sys
 from experiments.benchmarks import lifeline
+# A shell starts background processes that ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(lifeline.run([sys.executable, '-c', sys.argv[1]]))
 """
 CHILD = """
