@@ -13,7 +13,8 @@ def unmeasured(
 
   The updates do not change. On tiny problems the cost of a compiled step is
   dominated by the call from Python: without these numbers it takes about two
-  thirds of the time. Compiled loops and larger problems gain little.
+  thirds of the time. A compiled loop of tiny steps takes 0.4 to 0.9 of the
+  time, as the losses take part of a step. Larger problems gain little.
 
   Args:
     solver: any solver, from `bj.descend` or a named one.

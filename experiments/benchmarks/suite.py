@@ -40,7 +40,7 @@ from typing import Any
 import jax
 
 from experiments import harness
-from experiments.benchmarks import environment, measure
+from experiments.benchmarks import environment, lifeline, measure
 from experiments.harness.app import compile_cache, flags, settings
 from experiments.harness.store import files
 
@@ -146,6 +146,7 @@ def select_rows(options: harness.Options) -> list[measure.Row]:
 
 def measure_rows(options: harness.Options) -> None:
   """Measures the missing rows in this process, and writes a file for each."""
+  lifeline.hold()
   settings = options.settings
   peers = environment.Peers(settings.peers)
   # Rows that need data report a missing folder.
@@ -187,7 +188,7 @@ def main(options: harness.Options) -> None:
     before = missing()
     module = 'experiments.benchmarks.suite'
     command = [sys.executable, '-m', module, 'measure', *_flags(options)]
-    status = subprocess.run(command, check=False).returncode
+    status = lifeline.run(command)
     if status < 0 and missing() < before:
       print(f'The process ended by signal {-status}; the next row follows.')
     elif status:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
-import scipy.io
 
 from experiments.harness.data import reading
 from experiments.harness.store import files
@@ -39,6 +38,8 @@ def read_mat(path: files.Path, *names: str) -> tuple[np.ndarray, ...]:
     MissingDataError: if the file is missing.
     DamagedDataError: if it is no such file or lacks a variable.
   """
+  import scipy.io  # Slow to import, and needed here only.
+
   path = pathlib.Path(path)
   content = _inflate(path)
   with reading.parsing(path, 'MATLAB file'):

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,9 +88,6 @@ class Stream:
           f'batches of {size} cannot be made of {len(rows)} examples: give a '
           'batch_size between 1 and their number.'
         )
-    self._options = grain.ReadOptions(
-      num_threads=_THREADS, prefetch_buffer_size=_PREFETCHED
-    )
 
   @property
   def steps_per_epoch(self) -> float:
@@ -139,17 +135,24 @@ class Stream:
     Yields:
       Batches; the next one is transferred meanwhile.
     """
+    import grain  # Slow to import, and most runs have no stream.
+
+    options = grain.ReadOptions(
+      num_threads=_THREADS, prefetch_buffer_size=_PREFETCHED
+    )
     filled = [i for i, rows in enumerate(self._rows) if len(rows)]
     mixed = grain.MapDataset.mix(
       [self._bucket(i, sharding) for i in filled],
       [len(self._rows[i]) / self.batch_sizes[i] for i in filled],
     )
-    on_host = iter(mixed[first:].to_iter_dataset(self._options))
+    on_host = iter(mixed[first:].to_iter_dataset(options))
     on_device = (put(batch, *rows, sharding) for batch, rows in on_host)
     for batch, _ in itertools.pairwise(on_device):
       yield batch
 
   def _bucket(self, i: int, sharding: Any) -> Any:
+    import grain
+
     size, length = self.batch_sizes[i], self._buckets[i]
     low, high = _own_rows(size, sharding)
 

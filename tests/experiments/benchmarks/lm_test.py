@@ -12,6 +12,7 @@ CONTEXT = measure.Context(1, 0.0, None, '')
 SMALL = lm.Sizes(1, 4, 8, 4, 8, lm.TINY | {'vocab_size': 32})
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_the_objective_chosen_at_its_price(monkeypatch):
   monkeypatch.setattr(lm, 'STEPS', 4)
   monkeypatch.setattr(lm, 'REFRESH', 2)

@@ -19,24 +19,19 @@ def rows(monkeypatch, options):
     settings = dataclasses.replace(suite.PRESETS['smoke'], only=only)
     return options(settings, paper='benchmarks', binary='suite', seeds=(0,))
 
-  def run(command, check):
-    del check
+  def run(command):
     made = [flag for flag in command if flag.startswith('--only=')]
     assert made == ['--only=' + ','.join(make.options.settings.only)]
     # An earlier run's programs would hide what compiling takes.
     assert '--compile_cache=off' in command
     suite.measure_rows(make.options)
-    return type('Done', (), {'returncode': 0})
+    return 0
 
   def started(*rows, **changes):
     make.options = make(*rows, **changes)
     return make.options
 
-  monkeypatch.setattr(
-    suite.subprocess,
-    'run',
-    lambda command, check=False, **_: run(command, check),
-  )
+  monkeypatch.setattr(suite.lifeline, 'run', run)
   monkeypatch.setattr(suite, '_commit', lambda: 'abc')
   return started
 
@@ -138,17 +133,17 @@ def test_a_row_whose_process_dies_says_so_and_the_others_go_on(
   rows, results, tmp_path, monkeypatch
 ):
   options = rows(_row('a', RATIO), _row('b', RATIO), _row('c', RATIO))
-  inner = suite.subprocess.run
+  inner = suite.lifeline.run
 
-  def dies(command, check=False):
+  def dies(command):
     path = tmp_path / 'rows' / 'b.json'
     if not path.exists():
       path.parent.mkdir()
       path.write_text(json.dumps({'missing': 'the process ended'}))
-      return type('Done', (), {'returncode': -9})
-    return inner(command, check=check)
+      return -9
+    return inner(command)
 
-  monkeypatch.setattr(suite.subprocess, 'run', dies)
+  monkeypatch.setattr(suite.lifeline, 'run', dies)
   suite.main(options)
   assert results()['metrics']['rows/not_measured'] == 1
   assert 'the process ended' in (tmp_path / 'table.md').read_text()

@@ -24,6 +24,7 @@ def test_a_search_carries_more_than_the_truth():
   assert all(moved)
 
 
+@pytest.mark.slow
 def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
   assert tracklet.Sizes().members == train.Settings().network.members > 1
   weights = tracklet.trained(SMALL._replace(updates=1))

@@ -16,7 +16,12 @@ def make(env):
 
 
 @pytest.mark.parametrize(
-  'env', ['CartPole-v1', 'Pendulum-v1', 'SpaceInvaders-MinAtar']
+  'env',
+  [
+    'CartPole-v1',
+    'Pendulum-v1',
+    pytest.param('SpaceInvaders-MinAtar', marks=pytest.mark.slow),
+  ],
 )
 def test_a_policy_is_saved_loaded_and_drawn(env, tmp_path):
   params = make(env)
