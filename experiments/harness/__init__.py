@@ -47,6 +47,7 @@ from experiments.harness.app.errors import (
 )
 from experiments.harness.app.extras import load_extra
 from experiments.harness.app.flags import Options
+from experiments.harness.app.memory import require as require_memory
 from experiments.harness.app.settings import (
   Allowed,
   Among,
