@@ -35,6 +35,7 @@ A `harness.Stream` reads data that exceeds the memory of a device, a
         host_every=1_000, select='bleu'))
 """
 
+from experiments.harness.app.capacity import require_memory
 from experiments.harness.app.errors import (
   AllStoppedError,
   BusyError,
@@ -47,7 +48,6 @@ from experiments.harness.app.errors import (
 )
 from experiments.harness.app.extras import load_extra
 from experiments.harness.app.flags import Options
-from experiments.harness.app.memory import require as require_memory
 from experiments.harness.app.settings import (
   Allowed,
   Among,

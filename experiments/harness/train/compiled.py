@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.harness.app import compile_time, memory
+from experiments.harness.app import capacity, compile_time
 from experiments.harness.store import programs
 from experiments.harness.train.context import Members, Shared
 from experiments.harness.train.placement import Layout, Placement
@@ -54,7 +54,7 @@ class Compiled:
       math.prod(x.shape) * x.dtype.itemsize
       for x in jax.tree.leaves(self.shapes)
     )
-    memory.require(size, 'params and states of a run')
+    capacity.require_memory(size, 'params and states of a run')
     large = not program.freezes and size >= LARGE
     self._step_by_step = stream is not None or large
     self.culprits = program.culprits(self.shapes)
