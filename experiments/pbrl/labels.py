@@ -80,15 +80,15 @@ def read(
   labels: list[float] = []
   # Fragments are filled up to the full length, so short ones grow.
   size = 2 * length * math.prod(shape) * np.dtype(dtype).itemsize
-  most = reading.MOST_BYTES // size
+  max_pairs = reading.MOST_BYTES // size
   for number, text in enumerate(reading.read_lines(path, 'file of labels'), 1):
     if not text.strip():
       continue
     where = f'{path}, line {number}'
-    if len(labels) == most:
+    if len(labels) == max_pairs:
       raise reading.damaged(
         where,
-        f'at most {most:,} pairs of this environment are read',
+        f'at most {max_pairs:,} pairs of this environment are read',
         'split the file',
       )
     line = _parse(text, where)

@@ -28,7 +28,7 @@ _IGNORED = ('name', 'mesh', 'sharding', 'shardings', 'layout', 'layouts')
 _PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'gymnax', 'numpy')
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.dtype)
 # XLA ends the process for an array of 2^63 bytes or more; the members of a run
-# share this bound. No machine holds so many numbers.
+# share this bound. No machine holds more numbers.
 _MOST_NUMBERS = 2**45
 
 
