@@ -181,8 +181,9 @@ def test_all_data_is_read_before_any_training(tmp_path, monkeypatch):
     'benchmarks.suite --preset=smoke --only=nonsense',
     'pbrl.incentive_design --preset=smoke --game.states=100000000',
     'pbrl.stackelberg --preset=smoke --game.actions=100000000,100000000',
+    'pbrl.incentive_design --preset=smoke --game.states=100000000 '
+    '--game.actions=100000000,100000000',
     'moco.tabular --preset=smoke --datasets=made_up,missing.csv',
-    'moco.tabular --preset=smoke --hidden=2147483647',
     'a3c.synthetic --process.states=10000 --process.actions=9999',
     'stsa.bilevel_zoo --preset=smoke --quadratic.size=100000000',
   ],
