@@ -207,6 +207,13 @@ def suggest(
     L_F = \| \nabla^2 F \|, \quad
     G = \| C^\top H^{-1} C \|
 
+  The first step moves the upper variable by a tenth of its norm. Each later one
+  is four times as long as the last, but at most :math:`1 / L_F`; the walk takes
+  :math:`L_F` as the change of the hypergradient in a step over the length of
+  the step. If F falls by less than a quarter of its linear prediction, the step
+  is taken back and a quarter of it is tried. G comes from four power iterations
+  that start at the hypergradient; q, from points where F has converged.
+
   **The penalty.** The penalised minimiser differs from the lower minimiser by
   :math:`[\gamma H]^{-1} \nabla_y f`, hence
 
@@ -224,24 +231,39 @@ def suggest(
   determines the upper step, does not lag. With unequal steps, or more inner
   steps, the penalty slows down the upper variable to the slower of the two.
 
-  **The upper step** leaves the lower variable time to follow its minimiser,
-  with a lag of :math:`\tau` updates, and takes into account that the value
-  sequence moves first:
+  **The lag** is the number of updates by which the lower variable is behind its
+  minimiser while the upper variable moves along the hypergradient d. With the
+  momentum m, which is critical damping at the last point, but at most the
+  `momentum` of the settings,
 
   .. math::
-    \alpha = \gamma \eta, \quad
-    \frac{s}{\eta} = L_F (1 + 4 \tau) + \gamma G / 2
+    \ell = \frac{\| H^{-2} C d \|}{\beta \| H^{-1} C d \|}, \quad
+    \sqrt{m} = 1 - 1 / \sqrt{\ell}, \quad
+    \tau = (1 - m) \ell + \frac{2 m}{1 - m}
 
-  with the first penalty of the run. It is far larger than the lower step if the
-  upper loss is flat in the upper variable, for instance in the logarithm of a
-  weight.
+  **The upper step** leaves the lower variable time to follow its minimiser, and
+  takes into account that the value sequence moves first:
+
+  .. math::
+    \alpha = \gamma_0 \eta, \quad
+    \frac{s}{\eta} = L_F (1 + 4 \tau) + \gamma_0 G / 2
+
+  with the first penalty :math:`\gamma_0` of the run, and with the largest of
+  each term at the points. :math:`\eta` is at most the longest step of the walk.
+  The upper step is far larger than the lower step if the upper loss is flat in
+  the upper variable, for instance in the logarithm of a weight.
 
   **The ramp.** The penalty starts at the weight from which the last term would
-  be the largest. It grows to its last value after the upper variable has
+  be the largest, :math:`\gamma_0 = 2 L_F (1 + 4 \tau) / G`, within 1 and
+  :math:`\gamma`. It grows to its last value after the upper variable has
   converged.
 
   **The updates** are those of gradient flow along the walk at these steps, plus
-  a quarter, plus ten times :math:`\tau`.
+  a quarter, plus ten times :math:`\tau` at the last point. For a step of length
+  a in which the slope falls to the share r, flow takes the time
+  :math:`a \log r / (r - 1)`, in updates times
+  :math:`1 / \eta + \gamma_0 G`. Steps from points where F is within 1 % of its
+  decrease, or within the accuracy, of its end do not count.
 
   The cost is about `points` times (2 `solve_steps` gradients and 10
   `linear_steps` Hessian-vector products). The settings hold for the batch and

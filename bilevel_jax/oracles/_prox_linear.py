@@ -1,7 +1,9 @@
 """The prox-linear step on an upper loss and a nonsmooth penalty."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,6 +31,103 @@ class ProxLinearState(NamedTuple):
 
   updates: states.UpdateCount
   dual: Any
+
+
+def _norm(tree):
+  return jnp.sqrt(_trees.dot(tree, tree))
+
+
+class _Dual(NamedTuple):
+  """The dual of a prox-linear step; see `prox_linear`.
+
+  Attributes:
+    look: from J^T u to d(u) and the gradient of the dual.
+    backward: multiplies by J^T.
+    penalty: the radius of the ball of u.
+    step: alpha.
+    slope: the norm of s.
+    point: the norm of z.
+  """
+
+  look: Callable[[Any], tuple[Any, Any]]
+  backward: Callable[[Any], Any]
+  penalty: chex.Array
+  step: chex.Array
+  slope: chex.Array
+  point: chex.Array
+
+  def ascend(self, u: Any, iterations: int) -> tuple[Any, Any]:
+    """Maximises the dual from u; returns u and d(u)."""
+    size = _norm(u)  # The penalty may have fallen.
+    inside = size <= self.penalty
+    scale = jnp.where(inside, 1, self.penalty / jnp.where(inside, 1, size))
+    u = _trees.scaled(scale, u)
+    pulled = self.backward(u)
+    d, ascent = self.look(pulled)
+    change = (_norm(ascent), _norm(self.backward(ascent)))
+    carry = (
+      u,
+      pulled,
+      d,
+      ascent,
+      self._rate(*change),
+      _trees.ratio(*change[::-1]),
+    )
+    u, _, d, *_ = jax.lax.fori_loop(0, iterations, self._iterate, carry)
+    return u, d
+
+  def _iterate(self, _, carry):
+    u, pulled, d, ascent, rate, stiffness = carry
+    change, gain = self._projected_step(u, ascent, rate)
+    tug = self.backward(change)
+    length, pull = _norm(change), _norm(tug)
+    stiffness = jnp.maximum(stiffness, _trees.ratio(pull, length))
+    # Less than this is rounding of s and J d. It would move a dual that is not
+    # unique at random, along directions in which J^T is zero.
+    eps = jnp.finfo(length.dtype).eps
+    noise = eps * (self.slope + stiffness * (self.point + _norm(d)))
+    moving = length > rate * noise
+    bend = self.step * pull**2
+    part = jnp.where(bend > 0, gain / jnp.where(bend > 0, bend, 1), 1)
+    part = jnp.where(moving, jnp.clip(part, 0, 1), 0)
+    rate = jnp.where(moving, self._rate(length, pull), rate)
+    u = _trees.add_scaled(u, part, change)
+    pulled = _trees.add_scaled(pulled, part, tug)
+    return u, pulled, *self.look(pulled), rate, stiffness
+
+  def _rate(self, length, pull):
+    """The inverse curvature along a change of the dual."""
+    bend = self.step * pull**2
+    rate = jnp.where(bend > 0, length**2 / jnp.where(bend > 0, bend, 1), 1)
+    return jnp.clip(rate, 1e-12, 1e12)
+
+  def _projected_step(self, u, ascent, rate):
+    """The change of u by a projected step, and the first-order gain.
+
+    With u + rate * ascent = (1 + excess) p and the projection p, the product of
+    the ascent and the change p - u is
+
+      (|p - u|^2 + excess * p^T (p - u)) / rate,
+      p^T (p - u) = (|p - u|^2 + penalty^2 - |u|^2) / 2.
+
+    On the sphere, the product itself is a difference of large terms, and its
+    rounding would end the ascent at half of the digits.
+    """
+    size = _norm(_trees.add_scaled(u, rate, ascent))
+    outside = size > self.penalty
+    safe = jnp.where(outside, size, 1)
+    scale = jnp.where(outside, self.penalty / safe, 1)
+    shrink = jnp.where(outside, (self.penalty - size) / safe, 0)
+    change = _trees.add_scaled(_trees.scaled(shrink, u), scale * rate, ascent)
+    excess = jnp.where(scale > 0, -shrink / jnp.where(scale > 0, scale, 1), 0)
+    before = _norm(u)
+    depth = self.penalty - before
+    # Within rounding of the sphere, u is on it.
+    eps = jnp.finfo(depth.dtype).eps
+    depth = jnp.where(depth > 4 * eps * self.penalty, depth, 0)
+    room = depth * (self.penalty + before)
+    square = _trees.dot(change, change)
+    return change, (square + excess * (square + room) / 2) / rate
 
 
 def prox_linear(
@@ -115,8 +214,7 @@ def prox_linear(
   def fn(params, batch, inner):
     z = (params.upper, params.lower)
     dtype = _trees.widest_dtype(params)
-    dot, add = _trees.dot, _trees.add_scaled
-    norm = lambda tree: jnp.sqrt(dot(tree, tree))
+    add = _trees.add_scaled
     count = inner.updates.count
     gamma = jnp.asarray(weight(count), dtype)
     # The direction has a limit as the step size goes to zero.
@@ -140,41 +238,15 @@ def prox_linear(
       )
       return optax.tree.sub(tuple(inside), z)
 
-    def ball(u):
-      scale = jnp.minimum(1, gamma / jnp.maximum(norm(u), gamma))
-      return _trees.scaled(jnp.where(gamma > 0, scale, 0), u)
-
-    def spectral(change, tug):
-      """The inverse curvature along a change of the dual, and the curvature."""
-      bend = alpha * dot(tug, tug)
-      safe = jnp.where(bend > 0, bend, 1)
-      rate = jnp.where(bend > 0, dot(change, change) / safe, 1)
-      return jnp.clip(rate, 1e-12, 1e12), bend
-
     def look(pulled):
       d = displacement(pulled)
       return d, optax.tree.add(slope, forward(d))
 
-    def iterate(_, carry):
-      u, pulled, _, ascent, rate = carry
-      change = optax.tree.sub(ball(add(u, rate, ascent)), u)
-      tug = backward(change)
-      rate, bend = spectral(change, tug)
-      part = dot(ascent, change) / jnp.where(bend > 0, bend, 1)
-      part = jnp.clip(jnp.where(bend > 0, part, 1), 0, 1)
-      u, pulled = add(u, part, change), add(pulled, part, tug)
-      return u, pulled, *look(pulled), rate
-
-    u = ball(inner.dual)  # The penalty may have fallen.
-    pulled = backward(u)
-    d, ascent = look(pulled)
-    rate, _ = spectral(ascent, backward(ascent))
-    u, _, d, _, _ = jax.lax.fori_loop(
-      0, iterations, iterate, (u, pulled, d, ascent, rate)
-    )
+    dual = _Dual(look, backward, gamma, alpha, _norm(slope), _norm(z))
+    u, d = dual.ascend(inner.dual, iterations)
     gradients = jax.tree.map(lambda leaf: -leaf / alpha.astype(leaf.dtype), d)
     state = ProxLinearState(inner.updates.next(), u)
-    measured = (height, depth, norm(slope), norm(u))
+    measured = (height, depth, _norm(slope), _norm(u))
     only = _sequences.only(params, upper=gradients[0], lower=gradients[1])
     more = base.requested_outputs(problem, upper=one, lower=two)
     return measured, only, state, *more

@@ -57,6 +57,10 @@ class Problem(NamedTuple):
 
 def make_problem(sizes: Process, seed: int) -> Problem:
   """Draws uniform random transitions, rewards and features."""
+  harness.require_memory(
+    4 * sizes.states * (sizes.actions * sizes.states + sizes.features),
+    'transitions of process.states, process.actions and process.features',
+  )
   mdp_key, feature_key = jax.random.split(jax.random.key(seed))
   states, actions = sizes.states, sizes.actions
   mdp = bj.rl.random_mdp(

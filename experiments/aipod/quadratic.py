@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
+from experiments import harness
 
 
 class Instance(NamedTuple):
@@ -47,6 +48,7 @@ def draw_instance(
   Returns:
     An `Instance` of NumPy arrays.
   """
+  harness.require_memory(8 * 3 * size**2, 'matrices of this size')
   rng = np.random.default_rng(seed)
   rows, rank = 9 * size // 10, 8 * size // 10
   a, h, b = (rng.uniform(size=(rows, size)) for _ in range(3))

@@ -35,6 +35,7 @@ A `harness.Stream` reads data that exceeds the memory of a device, a
         host_every=1_000, select='bleu'))
 """
 
+from experiments.harness.app.capacity import require_memory
 from experiments.harness.app.errors import (
   AllStoppedError,
   BusyError,

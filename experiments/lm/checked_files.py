@@ -1,16 +1,16 @@
 """Reads files that others wrote: regular, bounded, valid, named in errors."""
 
 import gzip
-import json
 import os
 import pathlib
 import reprlib
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from experiments import harness
+from experiments.harness.data import json_values
 
 # Limits: bytes of a JSON file, bytes after decompression, and their ratio to
 # the compressed bytes, which small files may exceed.
@@ -129,23 +129,6 @@ def read_packed(path: pathlib.Path) -> bytes:
   return content
 
 
-def parse_json(text: str) -> Any:
-  """Parses JSON; raises ValueError for deep values and repeated keys."""
-  try:
-    return json.loads(text, object_pairs_hook=_unique)
-  except RecursionError as error:
-    raise ValueError('too deeply nested JSON') from error
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  fields: dict[str, Any] = {}
-  for key, value in pairs:
-    if key in fields:
-      raise ValueError(f'the key {key!r} occurs more than once in an object')
-    fields[key] = value
-  return fields
-
-
 def read_json(
   path: pathlib.Path, folder: pathlib.Path | None = None
 ) -> dict[str, Any]:
@@ -157,7 +140,7 @@ def read_json(
   """
   text = read_text(path, folder)
   try:
-    value = parse_json(text)
+    value = json_values.parse_json(text)
   except ValueError as error:
     raise harness.DamagedDataError(
       f'{path}: {one_line(error)}; expected JSON.'

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
+from experiments.harness.data import json_values
 from experiments.lm import checked_files
 
 SUPPORTED = (
@@ -116,7 +117,7 @@ def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
 
 def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   try:
-    values = checked_files.parse_json(content.decode('utf-8-sig'))
+    values = json_values.parse_json(content.decode('utf-8-sig'))
   except UnicodeDecodeError as error:
     line = error.object.count(b'\n', 0, error.start) + 1
     raise harness.UserError(
@@ -152,7 +153,7 @@ def _line_rows(content: bytes) -> list[Row]:
 
 def _parse(number: int, place: str, raw: bytes) -> Row:
   try:
-    value = checked_files.parse_json(raw.decode('utf-8'))
+    value = json_values.parse_json(raw.decode('utf-8'))
     return _row(number, place, value)
   except UnicodeDecodeError as error:
     reason = f'not UTF-8 ({error.reason}); save the file as UTF-8'

@@ -11,11 +11,12 @@ it is missing.
 """
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 
-from experiments import harness
+from experiments.harness.data import json_values, reading
 from experiments.harness.store import files
 from experiments.pbrl import preferences
 
@@ -75,36 +76,32 @@ def read(
     MissingDataError: if the file is missing.
     DamagedDataError: if a pair is invalid; names the line and the reason.
   """
-  try:
-    with open(path, encoding='utf-8-sig') as file:  # With or without a mark.
-      lines = file.read().split('\n')
-  except FileNotFoundError as error:
-    raise harness.MissingDataError(f'there is no file {path}.') from error
-  except (OSError, UnicodeDecodeError) as error:
-    raise harness.DamagedDataError(f'{path} is not text: {error}.') from error
   sides: dict[str, list] = {'first': [], 'second': []}
-  labels = []
-  for number, text in enumerate(lines, 1):
+  labels: list[float] = []
+  # Fragments are filled up to the full length, so short ones grow.
+  size = 2 * length * math.prod(shape) * np.dtype(dtype).itemsize
+  max_pairs = reading.MOST_BYTES // size
+  for number, text in enumerate(reading.read_lines(path, 'file of labels'), 1):
     if not text.strip():
       continue
     where = f'{path}, line {number}'
+    if len(labels) == max_pairs:
+      raise reading.damaged(
+        where,
+        f'at most {max_pairs:,} pairs of this environment are read',
+        'split the file',
+      )
     line = _parse(text, where)
-    label = line.get('label')
-    problem = (
-      'has no label yet' if label is None else f'has the label {label!r}'
-    )
-    _need(
-      not isinstance(label, bool) and label in LABELS,
-      f'{where} {problem}: 0 for the first fragment, 1 for the second, 0.5 for '
-      'neither',
-    )
-    labels.append(float(label))
+    labels.append(_label(line.get('label'), where))
     for side, fragments in sides.items():
-      place = f'{where}: {side}'
+      place = f'{where}, {side}'
       fragments.append(
         _fragment(line.get(side), place, shape, actions, length, dtype)
       )
-  _need(labels, f'{path} has no pairs')
+  if not labels:
+    raise reading.damaged(
+      path, 'it has no pairs', 'make pairs by the mode export, and label them'
+    )
   returns = np.zeros(len(labels), np.float32)
   first, second = (
     preferences.Fragments(
@@ -115,59 +112,86 @@ def read(
   return preferences.Pairs(first, second, np.asarray(labels, np.float32))
 
 
-def _need(valid, message):
+def _need(valid, where, cause, remedy=reading.CORRECT):
   if not valid:
-    raise harness.DamagedDataError(f'{message}.')
+    raise reading.damaged(where, cause, remedy)
 
 
 def _parse(text, where):
   try:
-    line = json.loads(text)
+    line = json_values.parse_json(text)
   except ValueError as error:
-    raise harness.DamagedDataError(f'{where} is not JSON: {error}.') from error
+    raise reading.damaged(
+      where, f'it is not JSON ({error})', reading.CORRECT
+    ) from error
   expected = 'an object with first, second and label'
-  _need(isinstance(line, dict), f'{where} is not {expected}')
+  _need(isinstance(line, dict), where, f'it is not {expected}')
   return line
 
 
+def _label(label, where):
+  remedy = 'give 0 for the first fragment, 1 for the second, 0.5 for neither'
+  _need(label is not None, where, 'it has no label yet', remedy)
+  _need(
+    type(label) in (int, float) and label in LABELS,
+    where,
+    f'it has the label {reading.shorten(repr(label))}',
+    remedy,
+  )
+  return float(label)
+
+
+def _numbers(fragment, name, where):
+  """Parses an array of finite numbers in double precision."""
+  try:
+    array = np.asarray(fragment[name])
+  except ValueError as error:
+    raise reading.damaged(
+      where, f'its {name} are rows of different lengths', reading.CORRECT
+    ) from error
+  # Texts are no numbers, although NumPy would convert them.
+  valid = array.size == 0 or array.dtype.kind in 'biuf'
+  _need(valid, where, f'its {name} have a value that is not a number')
+  array = array.astype(np.float64)
+  finite = np.all(np.abs(array) <= reading.LARGEST)
+  _need(finite, where, f'its {name} have a number that is not finite')
+  return array
+
+
 def _fragment(value, where, shape, actions, length, dtype):
-  """Parses observations, actions and mask, padded to the full length."""
+  """Parses observations, actions and mask, filled up to the full length."""
   keys = {'observations', 'actions'}
   valid = isinstance(value, dict) and keys <= {*value}
-  _need(valid, f'{where} has no observations and actions')
-  try:
-    observations = np.asarray(value['observations'], np.float32)
-    taken = np.asarray(value['actions'], np.float64)
-  except (TypeError, ValueError) as error:
-    raise harness.DamagedDataError(
-      f'{where} has a value that is not a number, or rows of different lengths.'
-    ) from error
+  _need(valid, where, 'it has no observations and actions')
+  observations = _numbers(value, 'observations', where)
+  taken = _numbers(value, 'actions', where)
   steps = len(taken) if taken.ndim == 1 else 0
   _need(
     1 <= steps <= length,
-    f'{where} has actions of shape {taken.shape}; a fragment has 1 to {length} '
+    where,
+    f'it has actions of shape {taken.shape}; a fragment has 1 to {length} '
     'steps',
   )
-  if observations.shape != (steps, *shape):
-    raise harness.DamagedDataError(
-      f'{where} has observations of shape {observations.shape}, but this '
-      f'environment has {(steps, *shape)}: was the file made for another one?'
-    )
   _need(
-    np.all(np.isfinite(observations)),
-    f'{where} has an observation that is not finite',
+    observations.shape == (steps, *shape),
+    where,
+    f'it has observations of shape {observations.shape}, but this environment '
+    f'has {(steps, *shape)}',
+    'give a file of the same environment',
   )
   if np.issubdtype(dtype, np.integer):
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     integers = observations == np.round(observations)
     _need(
       np.all(integers & (observations >= low) & (observations <= high)),
-      f'{where} has an observation that is no integer from {low} to {high}',
+      where,
+      f'it has an observation that is no integer from {low} to {high}',
     )
   wrong = taken[(taken != np.round(taken)) | (taken < 0) | (taken >= actions)]
   _need(
     not wrong.size,
-    f'{where} has the action {", ".join(f"{x:g}" for x in wrong[:1])}; this '
+    where,
+    f'it has the action {", ".join(f"{x:g}" for x in wrong[:1])}; this '
     f'environment has 0 to {actions - 1}',
   )
   padded = np.zeros((length, *shape), dtype)

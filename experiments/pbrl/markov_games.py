@@ -1,6 +1,7 @@
 """Random Markov games of two players, and schedules of penalties."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -35,6 +36,10 @@ def draw_games(
   sizes: Game, seeds: Sequence[int], **more: Any
 ) -> bj.rl.MarkovGame:
   """Draws a random game per seed; leaves have a leading axis of seeds."""
+  harness.require_memory(
+    4 * len(seeds) * sizes.states**2 * math.prod(sizes.actions),
+    'transitions of game.states and game.actions for each seed',
+  )
   games = [
     bj.rl.random_game(
       seed,

@@ -12,6 +12,7 @@ from PIL import Image
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.harness.data import json_values, reading
 from experiments.harness.store import files
 from experiments.harness.study import films
 from experiments.rl import drawing, environments, games, networks
@@ -89,35 +90,48 @@ def load(path: files.Path) -> Policy:
     raise harness.MissingDataError(
       f'there is no policy in {path}: train one first.'
     )
+  arrays = harness.read_npz(path, 'policy')
+  again = 'train it again'
+  if 'about' not in arrays:
+    raise reading.damaged(f'{path}, about', 'the array is missing', again)
   try:
-    arrays = harness.read_npz(path, 'policy')
-    about = json.loads(str(arrays.pop('about')))
-    leaves = [arrays[name] for name in sorted(arrays)]
-    env = about.pop('env')
-    agent = networks.agent(*_spaces(env))
-    like = jax.eval_shape(agent.init, jax.random.key(0)).actor
-    shapes = [x.shape for x in jax.tree.leaves(like)]
-    if shapes != [x.shape for x in leaves]:
-      raise ValueError(f'no weights for {env}')
-  except harness.UserError:
-    raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise harness.DamagedDataError(
-      f'{path} has no policy: {reason}: train it again.'
+    about = json_values.parse_json(str(arrays.pop('about')))
+  except ValueError as error:
+    raise reading.damaged(f'{path}, about', error, again) from error
+  env = about.pop('env', None) if isinstance(about, dict) else None
+  if not isinstance(env, str):
+    raise reading.damaged(f'{path}, about', 'it names no environment', again)
+  try:
+    like = _weights(env)
+  except harness.SettingsError as error:
+    raise reading.damaged(
+      f'{path}, about',
+      f'its environment cannot be made ({error})',
+      'make it available, or train it again',
     ) from error
+  leaves = [arrays[name] for name in sorted(arrays)]
+  describe = lambda x: (x.shape, x.dtype)
+  if [describe(x) for x in leaves] != [
+    describe(x) for x in jax.tree.leaves(like)
+  ]:
+    raise reading.damaged(
+      path, f'it has no weights for {reading.shorten(env)}', again
+    )
   return Policy(
     env, jax.tree.unflatten(jax.tree.structure(like), leaves), about
   )
 
 
-def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
-  """Shape of an observation, and the actions."""
+def _weights(env: str) -> Any:
+  """Shapes of the weights of an environment's policy."""
   if env in environments.registered():
     known = environments.make(env)
-    return known.shape, known.environment.actions
-  game = games.make(env, np.random.default_rng(0))
-  return game.shape, game.actions
+    spaces = known.shape, known.environment.actions
+  else:
+    game = games.make(env, np.random.default_rng(0))
+    spaces = game.shape, game.actions
+  agent = networks.agent(*spaces)
+  return jax.eval_shape(agent.init, jax.random.key(0)).actor
 
 
 def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:

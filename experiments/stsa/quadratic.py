@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
+from experiments import harness
 from experiments.stsa import chains, zoo_problem
 
 
@@ -90,6 +91,9 @@ def make_quadratic(
   Returns:
     A `Quadratic`.
   """
+  harness.require_memory(
+    8 * 2 * size * (6 * samples + 5 * size), 'samples of this number and size'
+  )
   draw = np.random.default_rng(seed)
   forms = (
     _form(draw, samples, size, upper_coupling),

@@ -1,12 +1,15 @@
 """Draws results: boxes and paths, on frames or on white."""
 
 import io
+import math
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from experiments import harness
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.harness.study import films
 from experiments.harness.study.plots import COLOURS
@@ -14,6 +17,7 @@ from experiments.tracking import mot_files
 
 _TAIL = 30  # Frames of the path behind a box.
 _LARGEST = 480  # Pixels of a side.
+_MOST_PIXELS = 2**26  # Of a frame that is read: twice 7,680 x 4,320.
 _LABEL = 12  # Height of an identity's number in pixels.
 
 
@@ -29,17 +33,40 @@ def read_picture(images: files.Path, frame: int) -> Image.Image:
 
   Raises:
     MissingDataError: if it is missing.
-    DamagedDataError: if it is no picture.
+    DamagedDataError: if it is no picture, is too large, or is a link out of the
+      folder.
   """
   for end in ('jpg', 'png'):
     path = pathlib.Path(images) / f'{frame:06d}.{end}'
     if path.exists():
-      with harness.parsing(path, 'picture'), Image.open(path) as picture:
-        return picture.convert('RGB')
+      reading.check_regular(path)
+      reading.check_inside(path, images)
+      return _read(path)
   raise harness.MissingDataError(
     f'there is no picture {frame:06d}.jpg or .png in {images}: give the folder '
     'img1 of a sequence.'
   )
+
+
+def _read(path: pathlib.Path) -> Image.Image:
+  # Other formats run programs, such as an interpreter of PostScript. Pillow
+  # warns of sizes that are refused here.
+  with (
+    reading.parsing(path, 'picture'),
+    warnings.catch_warnings(
+      action='ignore', category=Image.DecompressionBombWarning
+    ),
+    Image.open(path, formats=('JPEG', 'PNG')) as picture,
+  ):
+    if math.prod(picture.size) > _MOST_PIXELS:
+      width, height = picture.size
+      raise reading.damaged(
+        path,
+        f'it has {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are '
+        'read',
+        'make it smaller',
+      )
+    return picture.convert('RGB')
 
 
 def draw(

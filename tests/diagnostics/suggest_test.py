@@ -12,6 +12,7 @@ import pytest
 from sklearn import datasets
 
 import bilevel_jax as bj
+from tests.diagnostics import dense_walk
 
 suggest = bj.diagnostics.suggest
 Walk = bj.diagnostics.WalkSettings
@@ -97,6 +98,51 @@ def test_a_quadratic_against_dense_matrices(x64):
   assert least <= found.loss < least + 0.01 * (start - least)
   assert reached < least + 0.01 * (start - least)
   assert 0.3 * found.gap < values['gap'] < found.gap
+
+
+@pytest.mark.parametrize(
+  ('seed', 'goal'),
+  [
+    (0, {'penalty': 40.0}),
+    (1, {'accuracy': 0.01}),
+    (2, {'gap': 1e-4}),
+    (3, {'penalty': 2.0}),
+  ],
+)
+def test_all_settings_are_those_of_dense_matrices(seed, goal, x64):
+  """To rounding, up to the linear systems of G, whose residual is 1e-3."""
+  rng = np.random.default_rng(seed)
+  roots = rng.normal(size=(2, 6, 6))
+  dense = dense_walk.Quadratic(
+    q=roots[0] @ roots[0].T / 6,
+    h=roots[1] @ roots[1].T / 6 + 0.3 * np.eye(6),
+    c=rng.normal(size=(6, 3)),
+    centre=rng.normal(size=6),
+    decay=0.1,
+  )
+  x = rng.normal(size=3)
+
+  def upper(x, y, batch):
+    away = y - dense.centre
+    return away @ dense.q @ away / 2 + dense.decay * x @ x / 2
+
+  def lower(x, y, batch):
+    return y @ dense.h @ y / 2 - y @ dense.c @ x
+
+  found = suggest(
+    bj.BilevelProblem(upper, lower),
+    bj.BilevelParams(jnp.asarray(x), jnp.zeros(6)),
+    key=seed,
+    **goal,
+  )
+  ((name, number),) = goal.items()
+  expected = dense_walk.suggest(dense, x, goal=name, number=number)
+  for field, value in expected._asdict().items():
+    # Whole numbers may round to a neighbour.
+    atol = 2 if isinstance(value, int) else 1e-12
+    np.testing.assert_allclose(
+      getattr(found, field), value, rtol=1e-5, atol=atol, err_msg=field
+    )
 
 
 def cancer(test=0.3):

@@ -175,13 +175,17 @@ def test_all_data_is_read_before_any_training(tmp_path, monkeypatch):
     'aipod.federated --preset=smoke --digits.shards=2147483647',
     'aipod.federated --preset=smoke --digits.shards=100000000',
     'aipod.synthetic --preset=smoke --size=100000000',
-    'a3c.synthetic --preset=smoke --process.states=100000000',
+    'a3c.synthetic --process.states=100000000',
     'a3c.synthetic --preset=smoke --process.actions=2147483647',
     'a3c.gymnax --preset=smoke --env=nonsense',
     'benchmarks.suite --preset=smoke --only=nonsense',
     'pbrl.incentive_design --preset=smoke --game.states=100000000',
     'pbrl.stackelberg --preset=smoke --game.actions=100000000,100000000',
+    'pbrl.incentive_design --preset=smoke --game.states=100000000 '
+    '--game.actions=100000000,100000000',
     'moco.tabular --preset=smoke --datasets=made_up,missing.csv',
+    'a3c.synthetic --process.states=10000 --process.actions=9999',
+    'stsa.bilevel_zoo --preset=smoke --quadratic.size=100000000',
   ],
 )
 def test_the_process_says_one_line(words, tmp_path):

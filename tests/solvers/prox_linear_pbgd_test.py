@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import contract, problems
+from tests import contract, problems, rounding
 from tests.contract import RATE, X_SET, Row
+from tests.references import problem
 
 
 def _row(wrap, penalty, rate, **given):
@@ -143,6 +144,73 @@ def test_a_set_is_part_of_the_subproblem():
   # The other coordinate is at its minimum on y = M x.
   slope = params.upper + M.T @ (M @ params.upper - TARGET)
   assert abs(slope[1 - i]) < 1e-6
+
+
+def test_the_dual_on_the_sphere_is_right_in_float32():
+  """There, the ascent is almost normal to a step."""
+  penalty = 0.5
+  solver = bj.solvers.prox_linear_pbgd(
+    contract.PROBLEM, penalty=penalty, step=RATE
+  )
+
+  def run(dtype, scale):
+    def cast(leaf):
+      floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+      return jnp.asarray(scale * leaf, dtype) if floating else jnp.asarray(leaf)
+
+    params = jax.tree.map(cast, contract.nested_params(1))
+    state, update = solver.init(params), jax.jit(solver.update)
+    for t in range(2):
+      batch = jax.tree.map(cast, contract.random_batch(t))
+      moves, state = update(batch, state, params)
+      params = bj.apply_updates(params, moves)
+    dual = state.oracles[0].inner.dual
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(dual)])
+
+  atol = rounding.tolerance(jnp.float32, 50)
+  # Each scale rounds all numbers differently.
+  for scale in 1 + 3 * 2.0**-23 * np.arange(8):
+    single = run(jnp.float32, scale)
+    with jax.enable_x64(True):
+      double = run(jnp.float64, scale)
+    assert np.linalg.norm(double) == pytest.approx(penalty)
+    np.testing.assert_allclose(single, double, rtol=0, atol=atol)
+
+
+def test_rounding_does_not_move_a_dual_that_is_not_unique():
+  """The lower Hessian has rank one: the dual stays in its range."""
+  line = np.array([0.8, -0.6])  # Of the singular batches.
+  dense = bj.BilevelProblem(problem.upper, problem.lower)
+  solver = bj.solvers.prox_linear_pbgd(
+    dense, penalty=2.0, step=0.3, iterations=200
+  )
+  x = np.concatenate(list(problem.UPPER.values()))
+
+  @jax.jit
+  @jax.vmap
+  def run(scale, batches):
+    start = bj.BilevelParams(jnp.float32(scale * x), scale * problem.LOWER)
+    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
+
+    def step(carry, batch):
+      params, state = carry
+      moves, state = solver.update(batch, state, params)
+      duals = state.oracles[0].inner.dual
+      return (bj.apply_updates(params, moves), state), duals
+
+    return jax.lax.scan(step, (start, solver.init(start)), batches)[1]
+
+  drawn = [problem.batches(singular=True, seed=seed) for seed in range(64)]
+  stack = lambda *rows: np.stack(rows).astype(np.float32)
+  batches = [jax.tree.map(stack, *batch) for batch in drawn]
+  scales = jnp.float32(1 + 3 * 2.0**-23 * np.arange(len(batches)))
+  duals = np.asarray(run(scales, jax.tree.map(stack, *batches)), np.float64)
+  assert np.linalg.norm(duals, axis=-1).max() > 0.1
+  off = np.abs(duals @ [0.6, 0.8])
+  assert off.max() < rounding.tolerance(jnp.float32, 100), np.sort(
+    off, axis=None
+  )[-5:]
+  assert np.abs(duals @ line).max() < 2.0
 
 
 def test_counts_products():

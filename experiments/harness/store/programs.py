@@ -8,6 +8,7 @@ It ignores names, and is compared only under the same versions and devices.
 
 import hashlib
 import importlib.metadata
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ _IGNORED = ('name', 'mesh', 'sharding', 'shardings', 'layout', 'layouts')
 # Packages whose functions are traced, or compute constants.
 _PACKAGES = ('jax', 'jaxlib', 'optax', 'flax', 'gymnax', 'numpy')
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.dtype)
+# XLA ends the process for an array of 2^63 bytes or more; the members of a run
+# share this bound. No machine holds more numbers.
+_MOST_NUMBERS = 2**45
 
 
 def digest(fn: Any, *args: Any) -> str:
@@ -160,7 +164,13 @@ def _literal(literal: core.Literal) -> str:
 
 def _kind(aval: Any) -> str:
   dtype = getattr(aval, 'dtype', type(aval).__name__)
-  return f'{dtype}{getattr(aval, "shape", "")}'
+  shape = getattr(aval, 'shape', '')
+  if shape and math.prod(shape) > _MOST_NUMBERS:
+    raise errors.SettingsError(
+      f'the program has an array of shape {shape}, which exceeds any memory: '
+      'choose smaller sizes.'
+    )
+  return f'{dtype}{shape}'
 
 
 def _param(value: Any, known: dict[int, str]) -> str:

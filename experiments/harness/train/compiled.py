@@ -1,12 +1,13 @@
 """Compiles a program for its devices, runs it, and measures its time."""
 
 import itertools
+import math
 import time
 from typing import Any
 
 import jax
 
-from experiments.harness.app import compile_time
+from experiments.harness.app import capacity, compile_time
 from experiments.harness.store import programs
 from experiments.harness.train.context import Members, Shared
 from experiments.harness.train.placement import Layout, Placement
@@ -49,7 +50,11 @@ class Compiled:
         self.shapes,
         jax.tree.broadcast(self._carry, self.shapes),
       )
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.shapes))
+    size = sum(
+      math.prod(x.shape) * x.dtype.itemsize
+      for x in jax.tree.leaves(self.shapes)
+    )
+    capacity.require_memory(size, 'params and states of a run')
     large = not program.freezes and size >= LARGE
     self._step_by_step = stream is not None or large
     self.culprits = program.culprits(self.shapes)

@@ -38,7 +38,9 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(one.actions[:3], two.actions)
     np.testing.assert_array_equal(one.mask[:3], two.mask)
   labels.write(path, pairs, labelled=False)
-  with pytest.raises(harness.DamagedDataError, match='line 1 has no label yet'):
+  with pytest.raises(
+    harness.DamagedDataError, match='line 1: it has no label yet'
+  ):
     labels.read(path, **SPEC)
   # Cells are written as integers.
   cells = pairs._replace(
@@ -73,12 +75,12 @@ WRONG = {
   _with(label=2): 'has the label 2',
   _with(label=True): 'has the label True',
   _with(label=None): 'has no label yet',
-  _with(second=3): 'second has no observations and actions',
+  _with(second=3): 'second: it has no observations and actions',
   _with(second=GOOD | {'actions': []}): 'actions of shape',
   _with(second=GOOD | {'actions': [0] * 5}): '1 to 4 steps',
   _with(second=GOOD | {'actions': [0]}): r'\(2, 2\).* has \(1, 2\)',
   _with(first={'observations': [[1], [2]], 'actions': [0, 1]}): (
-    'first has observations of shape .* was the file made for another one'
+    'first: it has observations of shape .* of the same environment'
   ),
   _with(first=GOOD | {'actions': [0, 3]}): 'the action 3; this .* 0 to 2',
   _with(first=GOOD | {'actions': [0, 0.5]}): 'the action 0.5',

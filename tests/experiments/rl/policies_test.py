@@ -80,7 +80,7 @@ def test_files_without_a_policy_are_refused(tmp_path):
   with pytest.raises(harness.DamagedDataError, match='no weights for Acrobot'):
     policies.load(path)
   np.savez(path, a=np.ones(2))
-  with pytest.raises(harness.DamagedDataError, match='no policy'):
+  with pytest.raises(harness.DamagedDataError, match='the array is missing'):
     policies.load(path)
 
 

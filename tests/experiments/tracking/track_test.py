@@ -1,8 +1,11 @@
 """The command for files of detections, its errors, and its pictures."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import harness
 from experiments.tracking import (
@@ -162,6 +165,18 @@ def test_a_box_is_drawn_where_it_is():
     assert (picture[:, 20:] == 255).all() and (picture[60:] == 255).all()
     drawn = (picture[:, :20] != 255).any(axis=(1, 2))
     assert drawn[28:40].any() if top else drawn[10:22].any()
+
+
+def test_pictures_of_a_sequence_are_read(tmp_path):
+  """JPEG or PNG, also grey, also as a link within the folder."""
+  for frame, (mode, name) in enumerate((('RGB', 'a.jpg'), ('L', 'b.png')), 1):
+    picture = Image.new(mode, (20, 10), 90 if mode == 'L' else (90, 90, 90))
+    picture.save(tmp_path / name)
+    link = tmp_path / f'{frame:06d}{pathlib.Path(name).suffix}'
+    link.symlink_to(name)
+    read = overlay.read_picture(tmp_path, frame)
+    assert (read.mode, read.size) == ('RGB', (20, 10))
+    assert read.getpixel((3, 3)) == (90, 90, 90)
 
 
 @pytest.mark.parametrize('hypotheses', [1, 2])

@@ -24,12 +24,20 @@ from tests.faults.corpus import (
   data_arrays,
   data_audio,
   data_case,
+  data_rl,
   data_speech,
   data_tables,
   data_tracking,
 )
 
-_MODULES = data_tables, data_arrays, data_tracking, data_audio, data_speech
+_MODULES = (
+  data_tables,
+  data_arrays,
+  data_tracking,
+  data_audio,
+  data_speech,
+  data_rl,
+)
 CASES = {case.name: case for module in _MODULES for case in module.cases()}
 # Bytes that reading a broken file may take, and seconds before a test gives up.
 MEMORY, SECONDS = 2**29, 60

@@ -1,6 +1,12 @@
 """Broken files of boxes and of the properties of a sequence."""
 
-from experiments.tracking import detections, mot_files
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+from experiments.tracking import detections, mot_files, overlay
 from tests.faults.corpus import data_case as case
 
 DETECTIONS, TRUTH, INFO = 'A/det/det.txt', 'A/gt/gt.txt', 'A/seqinfo.ini'
@@ -126,6 +132,35 @@ INFOS = {
 }
 
 
+def _picture(width, height, packing='PNG'):
+  file = io.BytesIO()
+  Image.new('L', (width, height)).save(file, packing)
+  return file.getvalue()
+
+
+def _announced(width, height):
+  """A small picture that announces another size."""
+  content = bytearray(_picture(8, 8))
+  content[16:24] = struct.pack('>II', width, height)
+  content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+  return bytes(content)
+
+
+PICTURES = {
+  'empty': b'',
+  'HTML': case.HTML,
+  'cut': lambda: case.cut(_picture(64, 64, 'JPEG')),
+  'start of a PNG': case.PNG,
+  'PostScript': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n',
+  'GIF': lambda: _picture(8, 8, 'GIF'),
+  'announces 100 megapixels': lambda: _announced(10_000, 10_000),
+  'announces 10^18 pixels': lambda: _announced(10**9, 10**9),
+  '100 megapixels of one colour': lambda: _picture(10_000, 10_000),
+  'link out of the folder': case.OUTSIDE,
+  **case.IRREGULAR,
+}
+
+
 def _read(folder):
   """Reads a sequence and simulates detections, as a study does."""
   sequence = mot_files.find_sequence(folder, 'A')
@@ -152,4 +187,10 @@ def cases() -> list[case.Case]:
     *make('truth', TRUTH, _read, TRUTHS, others=others),
     *make('truth packed', f'{TRUTH}.gz', _read, PACKED, others=packed),
     *make('seqinfo', INFO, _read, INFOS, others=others),
+    *make(
+      'picture',
+      'img1/000001.jpg',
+      lambda folder: overlay.read_picture(folder / 'img1', 1),
+      PICTURES,
+    ),
   ]
