@@ -1,12 +1,15 @@
 """Draws results: boxes and paths, on frames or on white."""
 
 import io
+import math
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from experiments import harness
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.harness.study import films
 from experiments.harness.study.plots import COLOURS
@@ -15,6 +18,7 @@ from experiments.tracking import mot_files
 _TAIL = 30  # Frames of the path behind a box.
 _LARGEST = 480  # Pixels of a side.
 _LABEL = 12  # Height of an identity's number in pixels.
+_MOST_PIXELS = 2**25  # Pixels of a frame, as many as 8K has.
 
 
 def read_picture(images: files.Path, frame: int) -> Image.Image:
@@ -29,17 +33,32 @@ def read_picture(images: files.Path, frame: int) -> Image.Image:
 
   Raises:
     MissingDataError: if it is missing.
-    DamagedDataError: if it is no picture.
+    DamagedDataError: if it is no picture, or has too many pixels.
   """
   for end in ('jpg', 'png'):
     path = pathlib.Path(images) / f'{frame:06d}.{end}'
     if path.exists():
-      with harness.parsing(path, 'picture'), Image.open(path) as picture:
+      reading.check_regular(path)
+      with harness.parsing(path, 'picture'), _opened(path) as picture:
+        pixels = math.prod(picture.size)
+        if pixels > _MOST_PIXELS:
+          raise reading.damaged(
+            path,
+            f'it has {pixels:,} pixels, more than {_MOST_PIXELS:,}',
+            'give smaller frames',
+          )
         return picture.convert('RGB')
   raise harness.MissingDataError(
     f'there is no picture {frame:06d}.jpg or .png in {images}: give the folder '
     'img1 of a sequence.'
   )
+
+
+def _opened(path: pathlib.Path) -> Image.Image:
+  """Opens a picture without the warning of Pillow, whose limit is higher."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    return Image.open(path)
 
 
 def draw(
