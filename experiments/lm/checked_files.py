@@ -17,6 +17,8 @@ from experiments import harness
 # exceed.
 MOST_JSON, MOST_LIST, MOST_LINE, MOST_UNPACKED = 2**27, 2**28, 2**24, 2**30
 MOST_RATIO, ANY_RATIO = 100, 2**22
+# Lines of any compressed file, and compressed bytes of each further line.
+ANY_LINES, LEAST_PACKED_LINE = 2**16, 4
 # Largest token number and size of an axis.
 LARGEST = 2**31 - 1
 _POINTER = b'version https://git-lfs.github.com/spec/'
@@ -121,17 +123,18 @@ def read_packed_lines(
       a line of too many bytes.
   """
   require_regular(path)
-  is_packed = path.suffix == '.gz'
-  limit = max(ANY_RATIO, MOST_RATIO * path.stat().st_size)
-  limit = min(limit, MOST_UNPACKED)
+  is_packed, size = path.suffix == '.gz', path.stat().st_size
+  limit = min(max(ANY_RATIO, MOST_RATIO * size), MOST_UNPACKED)
+  # Equal short rows take few bytes each, but much memory.
+  most_lines = ANY_LINES + size // LEAST_PACKED_LINE
   total = number = 0
   with gzip.open(path) if is_packed else path.open('rb') as file:
     while line := _read_line(path, file, most_line):
       number, total = number + 1, total + len(line)
-      if is_packed and total > limit:
+      if is_packed and (total > limit or number > most_lines):
         raise harness.DamagedDataError(
-          f'{path} unpacks to more than {limit:,} bytes: if you trust it, '
-          'unpack it by gunzip and give the result.'
+          f'{path} unpacks to more than {limit:,} bytes or {most_lines:,} '
+          'lines: if you trust it, unpack it by gunzip and give the result.'
         )
       if len(line) > most_line:
         raise harness.DamagedDataError(

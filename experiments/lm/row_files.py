@@ -115,15 +115,15 @@ def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
 
 
 def _list_rows(path: pathlib.Path) -> list[Row]:
-  most = checked_files.MOST_LIST
+  limit = checked_files.MOST_LIST
   parts, total = [], 0
-  for part in checked_files.read_packed_lines(path, most):
+  for part in checked_files.read_packed_lines(path, limit):
     parts.append(part)
     total += len(part)
-    if total > most:
+    if total > limit:
       raise harness.DamagedDataError(
-        f'{path}: a list has at most {most:,} bytes: save it as .jsonl, with a '
-        'line for each row.'
+        f'{path}: a list has at most {limit:,} bytes: save it as .jsonl, with '
+        'a line for each row.'
       )
   content = b''.join(parts)
   try:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
+from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.pbrl import preferences
 
@@ -75,16 +76,9 @@ def read(
     MissingDataError: if the file is missing.
     DamagedDataError: if a pair is invalid; names the line and the reason.
   """
-  try:
-    with open(path, encoding='utf-8-sig') as file:  # With or without a mark.
-      lines = file.read().split('\n')
-  except FileNotFoundError as error:
-    raise harness.MissingDataError(f'there is no file {path}.') from error
-  except (OSError, UnicodeDecodeError) as error:
-    raise harness.DamagedDataError(f'{path} is not text: {error}.') from error
   sides: dict[str, list] = {'first': [], 'second': []}
   labels = []
-  for number, text in enumerate(lines, 1):
+  for number, text in enumerate(reading.read_lines(path, 'text'), 1):
     if not text.strip():
       continue
     where = f'{path}, line {number}'
@@ -123,7 +117,7 @@ def _need(valid, message):
 def _parse(text, where):
   try:
     line = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise harness.DamagedDataError(f'{where} is not JSON: {error}.') from error
   expected = 'an object with first, second and label'
   _need(isinstance(line, dict), f'{where} is not {expected}')
@@ -138,7 +132,7 @@ def _fragment(value, where, shape, actions, length, dtype):
   try:
     observations = np.asarray(value['observations'], np.float32)
     taken = np.asarray(value['actions'], np.float64)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise harness.DamagedDataError(
       f'{where} has a value that is not a number, or rows of different lengths.'
     ) from error

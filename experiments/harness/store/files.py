@@ -60,8 +60,17 @@ def check_writable(folder: Path) -> None:
     folder: folder of a run, before it does any work.
 
   Raises:
-    WriteError: if it cannot be created or written to.
+    WriteError: if it cannot be created or written to, or its name is not in
+      UTF-8, which the writer of checkpoints expects.
   """
+  try:
+    os.path.abspath(folder).encode()
+  except UnicodeEncodeError:
+    raise errors.WriteError(
+      errno.EILSEQ,
+      f'{os.fspath(folder)!r} is no name in UTF-8: give another folder '
+      '(--workdir=...)',
+    ) from None
   folder = make_folder(folder)
   with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
     file.write(b'0')

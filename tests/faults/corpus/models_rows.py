@@ -124,6 +124,12 @@ CASES |= {
   f'{PACKED} unpacks to 3 GiB': Case(
     'packed', PACKED, 'line 1|unpack', bomb(3_000), heavy=True
   ),
+  f'{PACKED} has millions of empty objects': Case(
+    'packed',
+    PACKED,
+    'lines: .*unpack',
+    put(PACKED, gzip.compress(b'{}\n' * 2**21)),
+  ),
   f'{PACKED} unpacks to 300 MiB after a row': Case(
     'packed', PACKED, 'line|unpack', bomb(300, VALID), heavy=True
   ),
