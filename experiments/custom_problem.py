@@ -97,15 +97,9 @@ def main(options: harness.Options) -> harness.Report:
     batch=lambda context: context.data,
     data=load_digits(),
   )
-  runs = {
-    name: harness.train(
-      solver,
-      task,
-      harness.Training.from_options(options, name=name),
-      harness.Measure(accuracy),
-    )
-    for name, solver in methods.items()
-  }
+  runs = harness.train_methods(
+    methods, task, options, harness.Measure(accuracy)
+  )
   return harness.Report.from_runs(runs, 'accuracy')
 
 

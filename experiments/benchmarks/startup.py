@@ -87,17 +87,6 @@ def solvers() -> dict[str, Callable[[], Any]]:
       return functools.partial(
         call, nested, upper=sgd, lower=bj.Sequence(sgd, steps=2), truncate=1
       )
-    if name in ('forum', 'moml'):
-      # Two upper losses.
-      halves = lambda *at: jnp.stack([nested.upper(*at) / 2] * 2)
-      records = {n: sgd for n in parameters if n in RECORDS}
-      two = bj.BilevelProblem(halves, nested.lower)
-      return functools.partial(call, two, 2, **records)
-    if name == 'v_pbsgd':
-      value = bj.solvers.RandomStop(0.3, 2, key=0)
-      return functools.partial(
-        call, nested, penalty=2.0, upper=sgd, lower=sgd, value=value
-      )
     if name == 'lv_hba':
       below = bj.projections.Joint(lambda pair: pair, ('upper',))
       return functools.partial(

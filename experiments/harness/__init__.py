@@ -88,7 +88,7 @@ from experiments.harness.study.results import Column, Results
 from experiments.harness.study.run import execute, run
 from experiments.harness.study.study import Report, Study
 from experiments.harness.train.context import Context, members
-from experiments.harness.train.loop import train
+from experiments.harness.train.loop import train, train_methods
 from experiments.harness.train.metrics import with_metrics
 from experiments.harness.train.models import Network, pure
 from experiments.harness.train.placement import Layout

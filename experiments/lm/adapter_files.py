@@ -116,7 +116,7 @@ def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
         'merged model.'
       )
   checked_files.integer(path, fields, 'r', 1, config_lib.WIDTH)
-  checked_files.number(path, fields, 'lora_alpha', low=-0.0)
+  checked_files.number(path, fields, 'lora_alpha')
   for name in ('use_dora', 'use_rslora'):
     checked_files.typed(path, fields, name, bool, False)
   return fields

@@ -6,16 +6,19 @@ import pathlib
 import reprlib
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments import harness
 from experiments.harness.data import json_values
 
-# Limits: bytes of a JSON file, bytes after decompression, and their ratio to
-# the compressed bytes, which small files may exceed.
-MOST_JSON, MOST_UNPACKED = 2**27, 2**30
-MOST_RATIO, ANY_RATIO = 100, 2**26
+# Limits: bytes of a JSON file, of a list of rows, of a line, after
+# decompression, and their ratio to the compressed bytes, which small files may
+# exceed.
+MOST_JSON, MOST_LIST, MOST_LINE, MOST_UNPACKED = 2**27, 2**28, 2**24, 2**30
+MOST_RATIO, ANY_RATIO = 100, 2**22
+# Lines of any compressed file, and compressed bytes of each further line.
+ANY_LINES, LEAST_PACKED_LINE = 2**16, 4
 # Largest token number and size of an axis.
 LARGEST = 2**31 - 1
 _POINTER = b'version https://git-lfs.github.com/spec/'
@@ -103,30 +106,51 @@ def read_text(
     ) from error
 
 
-def read_packed(path: pathlib.Path) -> bytes:
-  """Reads a file, decompressed within the limits if its name ends in .gz.
+def read_packed_lines(
+  path: pathlib.Path, most_line: int = MOST_LINE
+) -> Iterator[bytes]:
+  """Yields the lines of a file, decompressed if its name ends in .gz.
+
+  Args:
+    path: the file.
+    most_line: largest number of bytes of a line.
+
+  Yields:
+    The lines with their ends.
 
   Raises:
-    DamagedDataError: if the file is damaged, or unpacks to too many bytes.
+    DamagedDataError: if the file is damaged, unpacks to too many bytes, or has
+      a line of too many bytes.
   """
   require_regular(path)
-  if path.suffix != '.gz':
-    return path.read_bytes()
-  limit = max(ANY_RATIO, MOST_RATIO * path.stat().st_size)
-  limit = min(limit, MOST_UNPACKED)
+  is_packed, size = path.suffix == '.gz', path.stat().st_size
+  limit = min(max(ANY_RATIO, MOST_RATIO * size), MOST_UNPACKED)
+  # Equal short rows take few bytes each, but much memory.
+  most_lines = ANY_LINES + size // LEAST_PACKED_LINE
+  total = number = 0
+  with gzip.open(path) if is_packed else path.open('rb') as file:
+    while line := _read_line(path, file, most_line):
+      number, total = number + 1, total + len(line)
+      if is_packed and (total > limit or number > most_lines):
+        raise harness.DamagedDataError(
+          f'{path} unpacks to more than {limit:,} bytes or {most_lines:,} '
+          'lines: if you trust it, unpack it by gunzip and give the result.'
+        )
+      if len(line) > most_line:
+        raise harness.DamagedDataError(
+          f'{path}, line {number}: it has more than {most_line:,} bytes: get '
+          'the file again, or save it as .jsonl, with a line for each row.'
+        )
+      yield line
+
+
+def _read_line(path: pathlib.Path, file: Any, most_line: int) -> bytes:
   try:
-    with gzip.open(path) as file:
-      content = file.read(limit + 1)
+    return file.readline(most_line + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise harness.DamagedDataError(
-      f'{path} cannot be read: {one_line(error)}.'
+      f'{path} cannot be read: {one_line(error)}: get it again.'
     ) from error
-  if len(content) > limit:
-    raise harness.DamagedDataError(
-      f'{path} unpacks to more than {limit:,} bytes: if you trust it, unpack '
-      'it by gunzip and give the result.'
-    )
-  return content
 
 
 def read_json(

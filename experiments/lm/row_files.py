@@ -6,8 +6,9 @@ that a caller can raise an error or skip it.
 """
 
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
@@ -52,24 +53,23 @@ def scan(path: str | pathlib.Path) -> list[Row]:
   """
   path = pathlib.Path(path)
   name = path.name.removesuffix('.gz')
-  if path.is_dir():
+  if os.path.isdir(path):
     raise harness.UserError(
       f'{path} is a folder, expected a file of rows, .jsonl or .json: give one '
       'of the files in it.'
     )
   if not name.endswith(('.json', '.jsonl')):
-    missing = '' if path.exists() else ' The file does not exist either.'
+    missing = '' if os.path.exists(path) else ' The file does not exist either.'
     raise harness.UserError(
       f'{path}: {SUPPORTED}. Convert other formats, such as parquet and csv, '
       f'by `to_json` of the package datasets.{missing}'
     )
   if not checked_files.exists(path):
     raise harness.MissingDataError(f'there is no file {path}.')
-  content = checked_files.read_packed(path)
   if name.endswith('.json'):
-    rows = _list_rows(path, content)
+    rows = _list_rows(path)
   else:
-    rows = _line_rows(content)
+    rows = _line_rows(checked_files.read_packed_lines(path))
   if not rows:
     raise harness.UserError(f'{path} has no rows.')
   return rows
@@ -115,7 +115,18 @@ def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
   return f'{path}: rows skipped: {len(skipped)}. {"; ".join(parts)}.'
 
 
-def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
+def _list_rows(path: pathlib.Path) -> list[Row]:
+  limit = checked_files.MOST_LIST
+  parts, total = [], 0
+  for part in checked_files.read_packed_lines(path, limit):
+    parts.append(part)
+    total += len(part)
+    if total > limit:
+      raise harness.DamagedDataError(
+        f'{path}: a list has at most {limit:,} bytes: save it as .jsonl, with '
+        'a line for each row.'
+      )
+  content = b''.join(parts)
   try:
     values = json_values.parse_json(content.decode('utf-8-sig'))
   except UnicodeDecodeError as error:
@@ -127,7 +138,7 @@ def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   except ValueError as error:
     # `to_json` of datasets writes lines into files of this name, too.
     if content.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{'):
-      return _line_rows(content)
+      return _line_rows(content.split(b'\n'))
     raise harness.UserError(f'{path}: invalid JSON: {error}.') from error
   if not isinstance(values, list):
     raise harness.UserError(
@@ -140,9 +151,9 @@ def _list_rows(path: pathlib.Path, content: bytes) -> list[Row]:
   ]
 
 
-def _line_rows(content: bytes) -> list[Row]:
+def _line_rows(lines: Iterable[bytes]) -> list[Row]:
   rows: list[Row] = []
-  for line, raw in enumerate(content.split(b'\n'), 1):
+  for line, raw in enumerate(lines, 1):
     # The byte order mark; concatenated files have it inside.
     raw = raw.removeprefix(b'\xef\xbb\xbf')
     if raw.strip():

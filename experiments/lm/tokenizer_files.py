@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,6 +97,13 @@ def _read_vocabulary(path: pathlib.Path, folder: pathlib.Path) -> Any:
   if len(set(numbers)) < len(numbers) or not numbers:
     raise harness.DamagedDataError(
       f'{path} has no tokens, or several tokens of one number.'
+    )
+  with parsing(path):
+    numbers = inner.encode(string.ascii_letters, add_special_tokens=False).ids
+  if not numbers:
+    raise harness.DamagedDataError(
+      f'{path} has no tokens of letters, so that texts would be lost: get it '
+      'again.'
     )
   for part in filter(None, (inner.normalizer, inner.decoder)):
     if _growth(json.loads(part.__getstate__())) > _GROWTH:

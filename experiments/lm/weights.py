@@ -1,6 +1,7 @@
 """Loads models and tokenisers."""
 
 import importlib.util
+import os
 import pathlib
 from typing import Any
 
@@ -42,9 +43,9 @@ def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
       field.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     return hugging_face.load(path, dtype)
-  if path.suffix == '.gguf' and path.exists():
+  if path.suffix == '.gguf' and os.path.exists(path):
     return gguf_files.load(path, dtype)
   raise harness.UserError(
     f'{path} is neither a folder with config.json, *.safetensors and '

@@ -130,8 +130,8 @@ CLAIMS = (
   ),
   *(
     harness.Claim(
-      f'Hyper-cleaning, {share:.0%} redrawn labels: V-PBGD separates the digits '
-      'better (F1) than RHG.',
+      f'Hyper-cleaning, {share:.0%} redrawn labels: V-PBGD separates the '
+      'digits better (F1) than RHG.',
       run='pollution',
       metric=f'f1/v_pbgd/polluted={share}',
       at_least=f'f1/rhg/polluted={share}',

@@ -64,10 +64,11 @@ def read(path: str) -> dict[str, np.ndarray]:
   for name in names:
     values = [row.get(name, '') for row in rows]
     for i, value in enumerate(values):
-      if value is not None and type(value) not in (int, float):
+      is_number = type(value) in (int, float) and value == value
+      if value is not None and not is_number:
         raise harness.DamagedDataError(
           f'{path}: row {i} has {name}={reprlib.repr(value)}, expected a '
-          'number or null.'
+          'number other than NaN, or null.'
         )
     with harness.parsing(path, 'file of scores'):
       values = [np.nan if value is None else float(value) for value in values]

@@ -134,7 +134,7 @@ def probe(
   if not isinstance(file, bytes):
     file = pathlib.Path(file)
     name = str(file)
-    if file.is_dir():
+    if os.path.isdir(file):
       raise AudioError(
         f'{name} is a folder: name the files in it.', 'no such file'
       )
@@ -286,7 +286,8 @@ class _decoding:
 
 
 def _stream(file):
-  return io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file)
+  # Encoded, since the name of a file need not be UTF-8.
+  return io.BytesIO(file) if isinstance(file, bytes) else os.fsencode(file)
 
 
 def _check_header(file, name):

@@ -15,6 +15,8 @@ from experiments.speech import audio, utterances
 RATE = 16_000
 TABLE = 'texts.tsv'
 ENDS = ('.wav', '.flac', '.sph', '.ogg', '.opus', '.mp3', '.aiff', '.aif')
+# Characters of an utterance; an hour of speech has about 50,000.
+_MOST_TEXT = 20_000
 ADVICE = (
   f'give a folder of audio with a file {TABLE}, whose lines have a path, a '
   'tab, and a text'
@@ -129,6 +131,12 @@ def _read_table(data_dir, table, lines, rate, lower, skips):
       )
     lines[name] = where
     text = ' '.join(text.split())
+    if len(text) > _MOST_TEXT:
+      raise reading.damaged(
+        where,
+        f'its text has {len(text):,} characters, more than {_MOST_TEXT:,}',
+        'split the audio and its text',
+      )
     try:
       items.append(
         _utterance(data_dir, name, text.lower() if lower else text, rate)

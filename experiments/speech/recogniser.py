@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -298,9 +299,9 @@ def load(path: files.Path) -> Checkpoint:
     DamagedDataError: if the file is invalid.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     path = path / NAME
-  if not path.exists():
+  if not os.path.exists(path):
     raise harness.MissingDataError(
       f'{path} does not exist: train a recogniser by `python -m '
       f'experiments.bl_just.train`, which writes {NAME} to its workdir '

@@ -399,7 +399,8 @@ def main(arguments: Sequence[str]) -> int:
         continue
       line = f'{path}\t{result.text}'
       if line := word_times.to_ctm(str(path), result.words) if ctm else line:
-        print(line, flush=True)
+        # The name of a file need not be UTF-8.
+        print(line.encode(errors='backslashreplace').decode(), flush=True)
       drawn = drawn or (path, result.start)
     if flags.picture and drawn:
       path, start = drawn

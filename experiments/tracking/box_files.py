@@ -17,7 +17,7 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ _OTHER_NAMES = {
   'score': 'confidence',
 }
 _CORNERS = ('left', 'top', 'width', 'height')
+_CORRECT_ENTRY = 'correct the entry'
 
 
 class Named(NamedTuple):
@@ -111,7 +112,9 @@ def _coco_rows(path: pathlib.Path) -> Iterable[_Row]:
   content = reading.read_small(path, 'COCO file', _MOST_JSON)
   with reading.parsing(path, 'COCO file', (ValueError, RecursionError)):
     entries = json.loads(content)
+  images = None
   if isinstance(entries, Mapping):
+    images = _coco_images(path, entries)
     entries = entries.get('annotations')
   if not isinstance(entries, list):
     raise reading.damaged(
@@ -125,15 +128,50 @@ def _coco_rows(path: pathlib.Path) -> Iterable[_Row]:
       raise reading.damaged(
         where,
         'a box has image_id and bbox, a list of left, top, width and height',
-        'correct the entry',
+        _CORRECT_ENTRY,
       )
     integer, real = _parsers(where)
+    image, category = entry['image_id'], entry.get('category_id', '')
+    if images is not None and str(image) not in images:
+      raise reading.damaged(
+        where, f'no image has the id {reading.shorten(image)}', _CORRECT_ENTRY
+      )
+    if not isinstance(category, str | int) or isinstance(category, bool):
+      raise reading.damaged(
+        where,
+        f'the category_id {reading.shorten(category)} is no number or name',
+        _CORRECT_ENTRY,
+      )
     yield (
-      integer(str(entry['image_id']), what='image_id'),
-      reading.shorten(entry.get('category_id', '')),
+      integer(str(image), what='image_id'),
+      reading.shorten(category),
       *(real(str(x), what='bbox') for x in box),
       real(str(entry.get('score', 1.0)), what='score'),
     )
+
+
+def _coco_images(
+  path: pathlib.Path, content: Mapping[str, Any]
+) -> set[str] | None:
+  """The ids of a data set's images; None without a list of images."""
+  images = content.get('images')
+  if images is None:
+    return None
+  if not isinstance(images, list):
+    raise reading.damaged(
+      path, 'its images are no list', 'give a list of objects with an id'
+    )
+  ids: set[str] = set()
+  for number, image in enumerate(images):
+    name = str(image.get('id')) if isinstance(image, Mapping) else None
+    if name is None or name in ids:
+      raise reading.damaged(
+        f'{path}, image {number} (from 0)',
+        'it has no id, or the id of another image',
+        'correct the image',
+      )
+    ids.add(name)
+  return ids
 
 
 def _csv_rows(path: pathlib.Path) -> Iterable[_Row]:
@@ -147,6 +185,12 @@ def _csv_rows(path: pathlib.Path) -> Iterable[_Row]:
         f'{path}, line 1',
         f'the header has no {missing[0]}',
         f'give a header with frame,{",".join(_CORNERS)}',
+      )
+    if twice := [n for k, n in enumerate(names) if n and n in names[:k]]:
+      raise reading.damaged(
+        f'{path}, line 1',
+        f'two columns are {reading.shorten(twice[0])}',
+        'remove one of them',
       )
     for cells in rows:
       if not cells:

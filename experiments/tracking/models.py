@@ -1,6 +1,7 @@
 """Saves and loads a trained tracker as one file."""
 
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -45,9 +46,9 @@ def load(
       another size.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     path = path / 'search.npz'
-  if not path.exists():
+  if not os.path.exists(path):
     raise harness.MissingDataError(
       f'there is no {path}: train a tracker by `python -m '
       'experiments.tracklet.train`, which writes search.npz and '
@@ -81,4 +82,13 @@ def load(
         if not embedding_size
         else f'its embeddings do not have {embedding_size} numbers'
       )
+    # Several networks have a leading axis.
+    members, hidden = weights['embed'].shape[:-2], weights['embed'].shape[-1]
+    for name, shape in network.shapes(hidden, embedding_size).items():
+      array = weights.get(name, np.zeros(0))
+      if array.shape != (*members, *shape) or array.dtype.kind != 'f':
+        raise ValueError(
+          f'the array weights/{name} has no numbers of the shape '
+          f'{(*members, *shape)}'
+        )
   return tracker.make_model(weights, noise), rules

@@ -31,6 +31,27 @@ def feature_count(embedding_size: int) -> int:
   return motion.FEATURES + (embedding_size + 1 if embedding_size else 0)
 
 
+def shapes(hidden: int, embedding_size: int = 0) -> dict[str, tuple[int, ...]]:
+  """Shapes of the weights by name; see `init`."""
+  count = feature_count(embedding_size)
+  return {
+    'embed': (count, hidden),
+    'expect': (hidden, hidden),
+    'from_state': (hidden, hidden),
+    'from_embedding': (hidden, hidden),
+    'from_difference': (hidden, hidden),
+    'from_features': (count, hidden),
+    'last': (hidden, 1),
+    'input': (hidden, 4 * hidden),
+    'state': (hidden, 4 * hidden),
+    'embed_bias': (hidden,),
+    'expect_bias': (hidden,),
+    'hidden_bias': (hidden,),
+    'last_bias': (1,),
+    'gate_bias': (4 * hidden,),
+  }
+
+
 def init(key: chex.PRNGKey, *, hidden: int, embedding_size: int = 0) -> Weights:
   """Draws weights: normal, scaled by the number of inputs.
 
@@ -42,32 +63,18 @@ def init(key: chex.PRNGKey, *, hidden: int, embedding_size: int = 0) -> Weights:
   Returns:
     Arrays by name.
   """
-  count = feature_count(embedding_size)
-  shapes = {
-    'embed': (count, hidden),
-    'expect': (hidden, hidden),
-    'from_state': (hidden, hidden),
-    'from_embedding': (hidden, hidden),
-    'from_difference': (hidden, hidden),
-    'from_features': (count, hidden),
-    'last': (hidden, 1),
-    'input': (hidden, 4 * hidden),
-    'state': (hidden, 4 * hidden),
-  }
-  keys = jax.random.split(key, len(shapes))
+  every = shapes(hidden, embedding_size)
+  drawn = {name: shape for name, shape in every.items() if len(shape) > 1}
+  keys = jax.random.split(key, len(drawn))
   weights = {
     name: jax.random.normal(k, shape) * shape[0] ** -0.5
-    for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    for k, (name, shape) in zip(keys, drawn.items(), strict=True)
   }
-  for name, size in (
-    ('embed_bias', hidden),
-    ('expect_bias', hidden),
-    ('hidden_bias', hidden),
-    ('last_bias', 1),
-  ):
-    weights[name] = jnp.zeros(size)
+  weights |= {
+    name: jnp.zeros(shape) for name, shape in every.items() if name not in drawn
+  }
   # The forget gate starts open.
-  forget = jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0)
+  forget = weights['gate_bias'].at[hidden : 2 * hidden].set(1.0)
   return weights | {'gate_bias': forget}
 
 

@@ -3,7 +3,9 @@
 Never a traceback, and never other numbers without a word.
 """
 
+import os
 import pathlib
+import resource
 import shutil
 import tempfile
 import warnings
@@ -124,3 +126,39 @@ def test_a_damaged_run_goes_on(run, data):
     assert [w for w in said if 'gap' in str(w.message)]
   if [w for w in said if 'moved' in str(w.message)]:
     assert kept
+
+
+SPECIAL = {
+  'a folder': pathlib.Path.mkdir,
+  'a named pipe': os.mkfifo,
+  'a device': lambda path: path.symlink_to('/dev/zero'),
+}
+
+
+@pytest.mark.parametrize('kind', SPECIAL)
+def test_special_files_are_put_aside(run, tmp_path, kind):
+  folder, whole = run
+  copy = shutil.copytree(folder, tmp_path / 'copy')
+  for name in ('metrics.jsonl', 'settings.json', 'program.json'):
+    path = copy / 'run' / name
+    path.unlink()
+    SPECIAL[kind](path)
+  with pytest.warns(RuntimeWarning, match=kind) as said:
+    again = train(copy)
+  assert len([w for w in said if 'moved' in str(w.message)]) == 3
+  np.testing.assert_array_equal(again.params, whole.params)
+  assert len(list((copy / 'run' / 'damaged').iterdir())) == 3
+  assert (copy / 'run' / 'metrics.jsonl').is_file()
+
+
+@pytest.mark.slow
+def test_a_line_of_a_gibibyte_takes_no_memory(run, tmp_path):
+  folder, _ = run
+  path = shutil.copy(folder / 'run' / 'metrics.jsonl', tmp_path)
+  with open(path, 'ab') as file:
+    file.truncate(2**30)  # Takes no space on the disk.
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  records = harness.read_records(path, until=4)
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert [record['step'] for record in records] == [1, 2, 3, 4]
+  assert grown < 2**19  # KiB

@@ -99,6 +99,11 @@ def test_a_workdir_that_cannot_be_written_is_refused(name, tmp_path):
     files.check_writable(tmp_path / name)
 
 
+def test_a_workdir_whose_name_is_not_utf8_is_refused(tmp_path):
+  with pytest.raises(harness.WriteError, match=r'no name in UTF-8.*--workdir'):
+    files.check_writable(tmp_path / 'a\udcff')
+
+
 def test_a_workdir_is_made(tmp_path):
   files.check_writable(tmp_path / 'a/b')
   assert not list((tmp_path / 'a/b').iterdir())

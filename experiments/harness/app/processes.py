@@ -59,13 +59,20 @@ def join(
     environment: environment variables.
 
   Raises:
-    SettingsError: if jax cannot detect the processes, or a variable is no
-      integer.
+    SettingsError: if jax cannot detect the processes, a variable is no
+      integer, or the address has no port.
   """
   numbers = {
     'num_processes': _integer(environment, 'JAX_NUM_PROCESSES'),
     'process_id': _integer(environment, 'JAX_PROCESS_ID'),
   }
+  name = 'JAX_COORDINATOR_ADDRESS'
+  address = environment.get(name)
+  if address and not re.fullmatch(r'.+:[0-9]+', address):
+    raise errors.SettingsError(
+      f'the environment variable {name} is {address!r}: give host:port of the '
+      'first process, such as localhost:1234.'
+    )
   _work_in_child(heartbeat_timeout)
   # CPUs communicate by gloo; accelerators have their own way.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

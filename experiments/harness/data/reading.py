@@ -228,6 +228,11 @@ def opened(path: files.Path, what: str) -> Iterator[IO[bytes]]:
     if path.suffix != '.gz':
       yield file
       return
+    if size > 4:
+      # What the file announces may be wrong, so the stream is limited, too.
+      file.seek(-4, os.SEEK_END)
+      check_growth(path, size, int.from_bytes(file.read(4), 'little'))
+      file.seek(0)
     with gzip.GzipFile(fileobj=file) as stream:
       yield io.BufferedReader(_Inflated(path, stream, size), 2**17)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -59,8 +60,17 @@ def check_writable(folder: Path) -> None:
     folder: folder of a run, before it does any work.
 
   Raises:
-    WriteError: if it cannot be created or written to.
+    WriteError: if it cannot be created or written to, or its name is not in
+      UTF-8, which the writer of checkpoints expects.
   """
+  try:
+    os.path.abspath(folder).encode()
+  except UnicodeEncodeError:
+    raise errors.WriteError(
+      errno.EILSEQ,
+      f'{os.fspath(folder)!r} is no name in UTF-8: give another folder '
+      '(--workdir=...)',
+    ) from None
   folder = make_folder(folder)
   with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
     file.write(b'0')
@@ -142,6 +152,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 _DIGEST = '_digest'
+_KINDS = {
+  stat.S_IFDIR: 'a folder',
+  stat.S_IFIFO: 'a named pipe',
+  stat.S_IFSOCK: 'a socket',
+}
 
 
 def seal(values: Mapping[str, Any], **options: Any) -> str:
@@ -172,24 +187,35 @@ def unseal(text: str | bytes) -> dict[str, Any]:
   raise ValueError('its content does not match its digest')
 
 
+def describe_irregular(path: Path) -> str:
+  """Says what a path is that is no regular file; '' for a file or nothing."""
+  try:
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+  except OSError:
+    return ''
+  return '' if kind == stat.S_IFREG else _KINDS.get(kind, 'a device')
+
+
 def read_sealed(path: Path, then: str) -> dict[str, Any] | None:
   """Reads a file that `seal` formatted.
 
   Args:
-    path: the file. If it is damaged or a folder, it is moved to the subfolder
-      `damaged` of its folder with a warning.
+    path: the file. If it is damaged or no regular file, it is moved to the
+      subfolder `damaged` of its folder with a warning.
     then: what happens next, for the warning.
 
   Returns:
     The values; None if the file is missing or damaged.
   """
   path = pathlib.Path(path)
+  kind = describe_irregular(path)
   try:
+    if kind:
+      raise ValueError(kind)
     return unseal(path.read_bytes())
   except FileNotFoundError:
     return None
-  except (IsADirectoryError, ValueError) as error:
-    reason = 'a folder' if path.is_dir() else error
+  except ValueError as reason:
     put_aside(path, f'{path} is damaged ({reason}): {then}', path.parent)
     return None
 

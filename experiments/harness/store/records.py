@@ -11,7 +11,7 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
 from experiments.harness.store import files
+
+_MOST_LINE = 2**24  # Bytes of a record.
 
 Record = dict[str, Any]
 
@@ -178,11 +180,9 @@ def _complete(records: list[Record], step: int, count: int | None) -> bool:
 
 def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
   """Returns the undamaged records, and a report of damage, '' if none."""
-  if path.is_dir():
-    return [], f'{path} is a folder: its records are missing'
-  # A kill may leave an incomplete last line: that is no damage.
-  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
-  parsed = [_parse(line) for line in lines]
+  if kind := files.describe_irregular(path):
+    return [], f'{path} is {kind}: its records are missing'
+  parsed = [_parse(line) for line in _lines(path)] if path.exists() else []
   usable = [x for x in parsed if x is not None and x['step'] <= until]
   by_step = {record['step']: record for record in reversed(usable)}
   records = [by_step[step] for step in sorted(by_step)]
@@ -203,6 +203,19 @@ def _read(path: pathlib.Path, until: float) -> tuple[list[Record], str]:
       'and the first record of each step stays'
     )
   return records, f'{path} {", and ".join(damage)}' if damage else ''
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+  """Yields the lines of records; an empty one for a line that is too long."""
+  with open(path, 'rb') as file:
+    while line := file.readline(_MOST_LINE + 1):
+      if line.endswith(b'\n'):
+        yield line[:-1]
+      # A kill may leave an incomplete last line: that is no damage.
+      elif len(line) > _MOST_LINE:
+        while line and not line.endswith(b'\n'):
+          line = file.readline(_MOST_LINE + 1)
+        yield b''
 
 
 def _parse(line: bytes) -> Record | None:

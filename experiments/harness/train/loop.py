@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.harness.app import errors, processes, progress, termination
+from experiments.harness.app import (
+  errors,
+  flags,
+  processes,
+  progress,
+  termination,
+)
 from experiments.harness.store import (
   checkpoints,
   files,
@@ -115,6 +122,31 @@ def train(
       _print(f'{training.name}: terminated after step {loop.step}; {then}.')
       termination.leave()
   return loop.result(places)
+
+
+def train_methods(
+  methods: Mapping[str, Any],
+  task: Task,
+  options: flags.Options,
+  measure: Measure | None = None,
+) -> dict[str, trained.Trained]:
+  """Trains several methods on one task, each in a subfolder of its name.
+
+  Args:
+    methods: solvers by name; see `train`.
+    task: initial params and data.
+    options: the options of a binary; see `Training.from_options`.
+    measure: metrics and their use.
+
+  Returns:
+    The runs by name, for `Report.from_runs`.
+  """
+  return {
+    name: train(
+      solver, task, Training.from_options(options, name=name), measure
+    )
+    for name, solver in methods.items()
+  }
 
 
 class _Storage(NamedTuple):

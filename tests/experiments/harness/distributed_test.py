@@ -210,6 +210,12 @@ def test_a_variable_that_is_no_integer_is_named(name):
     join.join(environment={name: 'abc'})
 
 
+def test_an_address_without_a_port_is_named():
+  name = 'JAX_COORDINATOR_ADDRESS'
+  with pytest.raises(harness.SettingsError, match=f"{name} is 'a': give host:"):
+    join.join(environment={name: 'a'})
+
+
 def test_without_other_processes_says_how_to_start_them(tmp_path):
   process = processes.start(SCRIPT, f'--workdir={tmp_path}', '--distributed')
   ((_, said),) = processes.finish(process, 1)

@@ -71,6 +71,7 @@ def _with(**changes):
 
 WRONG = {
   '{"first": ': 'is not JSON',
+  '[' * 100_000: 'is not JSON',
   '[1, 2]': 'is not an object',
   _with(label=2): 'has the label 2',
   _with(label=True): 'has the label True',
@@ -85,6 +86,7 @@ WRONG = {
   _with(first=GOOD | {'actions': [0, 3]}): 'the action 3; this .* 0 to 2',
   _with(first=GOOD | {'actions': [0, 0.5]}): 'the action 0.5',
   _with(first=GOOD | {'observations': [[0, 'a'], [1, 1]]}): 'not a number',
+  _with(first=GOOD | {'observations': [[0, 10**400], [1, 1]]}): 'not a number',
   _with(first=GOOD | {'observations': [[0, float('nan')], [1, 1]]}): (
     'not finite'
   ),
@@ -102,3 +104,5 @@ def test_errors_name_line_and_cause(tmp_path):
     labels.read(path, **SPEC)
   with pytest.raises(harness.MissingDataError, match='there is no file'):
     labels.read(tmp_path / 'none', **SPEC)
+  with pytest.raises(harness.DamagedDataError, match='is a device'):
+    labels.read('/dev/zero', **SPEC)

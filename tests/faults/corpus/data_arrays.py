@@ -187,12 +187,12 @@ def archive(members, packing=zipfile.ZIP_STORED):
 @functools.cache
 def _tracker():
   rules = np.array(models.tracker.Rules(), np.float64)
-  width = models.network.feature_count(0)
-  return {
-    'noise': npy(np.array(models.motion.NOISE)),
-    'rules': npy(rules),
-    'weights/embed': npy(np.ones((width, 4), np.float32)),
+  weights = {
+    f'weights/{name}': npy(np.ones(shape, np.float32))
+    for name, shape in models.network.shapes(4).items()
   }
+  noise = npy(np.array(models.motion.NOISE))
+  return {'noise': noise, 'rules': npy(rules), **weights}
 
 
 def _tracker_with(name, member, packing=zipfile.ZIP_STORED):
@@ -229,6 +229,14 @@ TRACKERS = {
   ),
   'objects announced': (_embed(header=_described((3,), '|O')), KEY),
   'texts': (lambda: _tracker_with('noise', npy(np.array(['a']))), 'noise'),
+  'texts for weights': (
+    lambda: _tracker_with('weights/input', npy(np.array(['a']))),
+    'weights/input',
+  ),
+  'weights of another shape': (
+    lambda: _tracker_with('weights/last', npy(np.ones((5, 1), np.float32))),
+    'weights/last',
+  ),
   'structured': (
     lambda: _tracker_with(KEY, npy(np.zeros(3, [('a', 'f4'), ('b', 'f4')]))),
     KEY,

@@ -232,6 +232,7 @@ def _line(text):
 
 
 OWN_TEXTS = {
+  'text of a million words': ('me/0.wav\t' + 'a ' * 10**6, 'line 1'),
   'empty': ('', case.FOLDER),
   'no tab': _line('me/5.wav Word'),
   'no path': _line('\tWord'),

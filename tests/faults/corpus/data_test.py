@@ -9,7 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness.data import arrays, reading
-from experiments.speech import folder
+from experiments.speech import audio, folder
 from experiments.tracking import mot_files
 from tests.faults.corpus import data, data_arrays, data_case, data_tracking
 
@@ -125,6 +125,18 @@ def test_links_within_a_folder_of_speech_are_followed(tmp_path):
   link = tmp_path.with_name(f'{tmp_path.name}_link')
   link.symlink_to(tmp_path)
   assert folder.read(link).source.digest
+
+
+def test_audio_with_a_name_that_is_not_utf8_is_read(tmp_path):
+  soundfile = pytest.importorskip('soundfile')
+  plain, path = tmp_path / 'a.wav', tmp_path / 'a\udcff.wav'
+  soundfile.write(plain, np.zeros(800), 8_000)
+  try:
+    plain.rename(path)
+  except OSError:
+    pytest.skip('the file system has names in UTF-8 only')
+  part = audio.probe(path)
+  assert (part.samples, part.rate) == (800, 8_000)
 
 
 def test_messages_are_short_and_printable():

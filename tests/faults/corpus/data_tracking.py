@@ -1,12 +1,13 @@
-"""Broken files of boxes and of the properties of a sequence."""
+"""Broken files of boxes, of a sequence's properties, and of its frames."""
 
 import io
+import json
 import struct
 import zlib
 
 from PIL import Image
 
-from experiments.tracking import detections, mot_files, overlay
+from experiments.tracking import box_files, detections, mot_files, overlay
 from tests.faults.corpus import data_case as case
 
 DETECTIONS, TRUTH, INFO = 'A/det/det.txt', 'A/gt/gt.txt', 'A/seqinfo.ini'
@@ -161,6 +162,40 @@ PICTURES = {
 }
 
 
+HEADER = 'frame,left,top,width,height\n'
+TABLES = {
+  'column twice': (
+    'frame,frame,x,y,w,h\n1,2,1,1,9,9\n',
+    'line 1.*columns are frame',
+  ),
+  'column by two names': (
+    'frame,left,x,top,width,height\n1,1,2,1,9,9\n',
+    'line 1.*columns are left',
+  ),
+  'open quote': HEADER + '1,1,2,"9,9\n',
+  'no header': ('1,-1,10,10,20,30,0.9\n', 'line 1'),
+  **case.IRREGULAR,
+}
+
+
+def _coco(images=({'id': 1},), **changes):
+  box = {'image_id': 1, 'category_id': 1, 'bbox': [1, 2, 9, 9], **changes}
+  return json.dumps({'images': images, 'annotations': [box]})
+
+
+OBJECTS = {
+  'box of an unknown image': (_coco(image_id=2), 'entry 0.*no image'),
+  'box of three numbers': (_coco(bbox=[1, 2, 3]), 'entry 0'),
+  'category is an object': (_coco(category_id={'a': 1}), 'entry 0.*category'),
+  'category is null': (_coco(category_id=None), 'entry 0.*category'),
+  'images are a number': (_coco(3), 'images'),
+  'image is a text': (_coco(['a']), 'image 0'),
+  'image twice': (_coco([{'id': 1}, {'id': 1}]), 'image 1'),
+  'deep': '[' * 100_000,
+  **case.IRREGULAR,
+}
+
+
 def _read(folder):
   """Reads a sequence and simulates detections, as a study does."""
   sequence = mot_files.find_sequence(folder, 'A')
@@ -193,4 +228,6 @@ def cases() -> list[case.Case]:
       lambda folder: overlay.read_picture(folder / 'img1', 1),
       PICTURES,
     ),
+    *make('boxes csv', 'a.csv', lambda f: box_files.read(f / 'a.csv'), TABLES),
+    *make('coco', 'a.json', lambda f: box_files.read(f / 'a.json'), OBJECTS),
   ]

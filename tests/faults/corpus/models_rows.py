@@ -12,6 +12,16 @@ SCORES = 'scores.jsonl'
 VALID = models.lines(models.ROWS)
 
 
+def sparse(name):
+  """A file of 3 GiB without a line end, which takes no space on the disk."""
+
+  def damage(folder):
+    with open(folder / name, 'wb') as file:
+      file.truncate(3 * 2**30)
+
+  return damage
+
+
 def second(row):
   """Replaces the second row."""
   raw = row if isinstance(row, bytes) else json.dumps(row).encode()
@@ -64,6 +74,7 @@ _FILES = {
   'has blank lines only': ('no rows', put(ROWS, b'\n \n')),
   'is UTF-16': ('line 1', put(ROWS, VALID.decode().encode('utf-16'))),
   'is missing': ('no file', lambda folder: (folder / ROWS).unlink()),
+  'is a line of 3 GiB': ('line 1: .*bytes', sparse(ROWS)),
   'is a folder': ('folder', special(ROWS, lambda path: path.mkdir())),
   'is a FIFO': ('regular', special(ROWS, os.mkfifo)),
   'is a device': (
@@ -81,6 +92,7 @@ CASES |= {
 }
 _LISTS = {
   'is empty': ('JSON', put(LIST, b'')),
+  'is a line of 3 GiB': ('line 1: .*bytes', sparse(LIST)),
   'is an object': ('list|keys', put(LIST, b'{"a": 1}')),
   'is cut short': ('JSON', edit(LIST, lambda raw: raw[:-3])),
   'is deep': ('nested', put(LIST, b'[' * 100_000 + b']' * 100_000)),
@@ -110,10 +122,16 @@ CASES |= {
 }
 CASES |= {
   f'{PACKED} unpacks to 3 GiB': Case(
-    'packed', PACKED, 'unpack', bomb(3_000), heavy=True
+    'packed', PACKED, 'line 1|unpack', bomb(3_000), heavy=True
+  ),
+  f'{PACKED} has millions of empty objects': Case(
+    'packed',
+    PACKED,
+    'lines: .*unpack',
+    put(PACKED, gzip.compress(b'{}\n' * 2**21)),
   ),
   f'{PACKED} unpacks to 300 MiB after a row': Case(
-    'packed', PACKED, 'unpack', bomb(300, VALID), heavy=True
+    'packed', PACKED, 'line|unpack', bomb(300, VALID), heavy=True
   ),
 }
 _SCORES = {
@@ -123,6 +141,7 @@ _SCORES = {
   'has a list for a score': [{'row': 0, 'seal': [1, 2]}],
   'has an object for a score': [{'row': 0, 'seal': {'a': 1}}],
   'has true for a score': [{'row': 0, 'seal': True}],
+  'has NaN for a score': [{'row': 0, 'seal': float('nan')}],
   'lacks a score': [{'row': 0, 'seal': 1.0}, {'row': 1}],
   'has a score of 400 digits': [{'row': 0, 'seal': 10**400}],
   'lacks a kind': [{'row': 0, 'seal': 1.0, 'kind': 'a'}, {'row': 1, 'seal': 2}],

@@ -53,6 +53,7 @@ _TOKENS = {
   'has an unknown model': ('', model(type='Bytes')),
   'has no vocabulary': ('', model(vocab=None)),
   'has an empty vocabulary': ('', vocabulary(lambda v: {})),
+  'has added tokens only': ('letters', model(vocab={}, merges=[])),
   'has a list for its vocabulary': ('', vocabulary(list)),
   'has a token of number 2**31': (
     'number|embeddings',
