@@ -98,16 +98,16 @@ class Networks:
     """
     shape = len(track), self._count, 2, self._hidden
     first = (features @ self._first).reshape(shape)
-    terms = memory.take(track, axis=0)
+    terms = memory[:, :, 2:].take(track, axis=0)
     both = np.empty(shape, first.dtype)  # x, and its distance to the expected.
     x, distance = both[:, :, 0], both[:, :, 1]
     np.add(first[:, :, 0], self._embed_bias, out=x)
     np.maximum(x, 0, out=x)
-    np.subtract(terms[:, :, 2], x, out=distance)
+    np.subtract(terms[:, :, 0], x, out=distance)
     np.abs(distance, out=distance)
     hidden = self._product(both, self._second)
     hidden += first[:, :, 1]
-    hidden += terms[:, :, 3]
+    hidden += terms[:, :, 1]
     np.maximum(hidden, 0, out=hidden)
     scores = hidden.reshape(len(track), len(self._last)) @ self._last
     scores += self._last_bias
@@ -135,9 +135,14 @@ class Networks:
 
   def _product(self, inputs, matrices):
     """A product for each network: (rows, networks, ...) by its matrix."""
-    outputs = np.empty((*inputs.shape[:2], matrices.shape[2]), inputs.dtype)
-    inputs = inputs.reshape(*inputs.shape[:2], matrices.shape[1])
-    np.matmul(inputs.swapaxes(0, 1), matrices, out=outputs.swapaxes(0, 1))
+    rows, count = inputs.shape[:2]
+    outputs = np.empty((rows, count, matrices.shape[2]), inputs.dtype)
+    inputs = inputs.reshape(rows, count, matrices.shape[1])
+    if rows < 4:
+      # Vector by matrix, since products of matrices copy the second one first.
+      np.matmul(inputs[:, :, None], matrices, out=outputs[:, :, None])
+    else:
+      np.matmul(inputs.swapaxes(0, 1), matrices, out=outputs.swapaxes(0, 1))
     return outputs
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from experiments import harness
 from experiments.tracking import detections, inference, tracker
 
-_ONE_CLASS = 1
+_ONE_CLASS = 1  # Name of the class of boxes without one.
 
 
 class Tracked(NamedTuple):
@@ -85,7 +85,7 @@ class Tracker:
     count = len(boxes)
     names = [_ONE_CLASS]
     if classes is None:
-      classes = np.full(count, _ONE_CLASS)
+      classes = np.ones(count, np.int64)
     else:
       classes = np.asarray(classes)
       names = classes.tolist()

@@ -285,9 +285,7 @@ def _extend(model, tracks, pairs, matched, used, new):
   """Appends the matched tracklets, updated, and new ones to all.
 
   Args:
-    model: see `advance`.
-    tracks: see `advance`.
-    pairs: see `advance`.
+    model, tracks, pairs: see `advance`.
     matched: tracklets with a detection.
     used: their detections.
     new: detections that start a tracklet.
@@ -300,9 +298,12 @@ def _extend(model, tracks, pairs, matched, used, new):
   if not (matched or new):
     return before.state, before.embedding_sum, tracks.memory
   states = filtering.make(model.noise).update(candidates, matched, used + new)
-  embedding = frame.embedding[used + new]
-  if embedding.shape[1]:
+  if frame.embedding.shape[1]:
+    embedding = frame.embedding[used + new]
     embedding[: len(used)] += before.embedding_sum[matched]
+    embedding = _join(before.embedding_sum, embedding)
+  else:
+    embedding = np.empty((states.shape[1] + len(tracks.hits), 0), np.float32)
   parts = []
   if matched:
     memory = tuple(x.take(matched, axis=0) for x in tracks.memory)
@@ -317,7 +318,7 @@ def _extend(model, tracks, pairs, matched, used, new):
   memory = model.remember(tuple(memory), updates)
   return (
     np.concatenate((before.state, states), axis=1),
-    _join(before.embedding_sum, embedding),
+    embedding,
     tuple(map(_join, tracks.memory, memory)),
   )
 
