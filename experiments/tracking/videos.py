@@ -89,12 +89,12 @@ def write(
   """
   path = pathlib.Path(path)
   with tempfile.TemporaryDirectory() as folder:
-    made = pathlib.Path(folder) / f'video{path.suffix.lower()}'
-    with _open(made, 'w') as file:
+    temporary = pathlib.Path(folder) / f'video{path.suffix.lower()}'
+    with _open(temporary, 'w') as file:
       file.init_video_stream('libx264', fps=rate)
       for picture in pictures:
         # The colours have half the resolution, so sizes are even.
         frame = np.asarray(picture)
         odd = [(0, side % 2) for side in frame.shape[:2]]
         file.write_frame(np.pad(frame, [*odd, (0, 0)], mode='edge'))
-    files.write_bytes(path, made.read_bytes())
+    files.write_bytes(path, temporary.read_bytes())
