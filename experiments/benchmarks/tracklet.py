@@ -5,9 +5,11 @@ Comparisons:
 - a step of search with K hypotheses and the truth / teacher forcing, with the
   truth only: at most 1.5 (K + 1);
 - a frame of the online tracker in numpy / of trackers of other packages, on the
-  same detections. Our tracker has the mean of `members` networks, like that of
-  `experiments.tracklet`. They are trained for seconds on other people: with
-  random weights, tracklets end early and a tracker has three times as many.
+  same detections: of a whole sequence (`online`), and by `live.Tracker.update`,
+  as the packages are called (`live`). Our tracker has the mean of `members`
+  networks, like that of `experiments.tracklet`. They are trained for seconds on
+  other people: with random weights, tracklets end early and a tracker has three
+  times as many.
 
 The scenes are a crowd and a sparse scene of synthetic walks, and simulated
 detections of a sequence of MOT17 if the data folder has it. The peers' time is
@@ -28,6 +30,7 @@ import optax
 from experiments import harness
 from experiments.benchmarks import measure
 from experiments.tracking import detections, motion, network, scenes, tracker
+from experiments.tracking import live as live_tracker
 from experiments.tracklet import (
   learning,
   peer_trackers,
@@ -145,12 +148,26 @@ def trained(sizes: Sizes) -> network.Weights:
 
 
 def time_tracker(
-  detected: detections.Detected, weights: network.Weights
+  detected: detections.Detected, weights: network.Weights, *, live: bool = False
 ) -> np.ndarray:
-  """Returns wall and CPU seconds of the online tracker, (2,)."""
+  """Returns wall and CPU seconds of the online tracker, (2,).
+
+  Args:
+    detected: detections.
+    weights: of the networks.
+    live: whether frames come one by one, to `live.Tracker.update`.
+  """
   model = tracker.make_model(weights, motion.NOISE)
+  if not live:
+    begin = peer_trackers.clocks()
+    tracker.online(model, detected)
+    return peer_trackers.clocks() - begin
+  boxes, update = detected.boxes, live_tracker.Tracker(model).update
+  rows = boxes.by_frame(detected.info.length)
+  frames = [(boxes.boxes[row], boxes.confidences[row]) for row in rows]
   begin = peer_trackers.clocks()
-  tracker.online(model, detected)
+  for frame in frames:
+    update(*frame)
   return peer_trackers.clocks() - begin
 
 
@@ -158,7 +175,7 @@ def _search(hypotheses, sizes, context):
   return measure.compare(program(sizes, hypotheses), program(sizes, 0), context)
 
 
-def _tracker(name, scene_name, sizes, context):
+def _tracker(name, scene_name, live, sizes, context):
   """Compares our tracker with that of another package."""
   context.peers.require('trackers', 'norfair')
   # The script of the trackers reads this variable.
@@ -168,7 +185,7 @@ def _tracker(name, scene_name, sizes, context):
   folder = pathlib.Path(context.workdir) / 'trackers' / scene_name / name
 
   def measured(times):
-    return sum(time_tracker(detected, weights) for _ in range(times))
+    return sum(time_tracker(detected, weights, live=live) for _ in range(times))
 
   def peer(times):
     jobs = [{'tracker': name, 'options': {}}] * times
@@ -196,8 +213,12 @@ def rows(preset: str) -> Sequence[measure.Row]:
     every.add(f'trackers/search/{k}', what, _search, k, sizes, wall=bound)
   for place in ('crowd', 'sparse', 'mot17'):
     for peer in PEERS:
-      bounds = {'wall': BOUND_TIME} if peer == 'bytetrack' else {}
-      name = f'trackers/online/{place}/{peer}'
-      what = f'a frame, {place} / {peer}'
-      every.add(name, what, _tracker, peer, place, sizes, **bounds)
+      bounds = {'cpu': BOUND_TIME} if peer == 'bytetrack' else {}
+      for way, what in (('online', 'a frame'), ('live', 'a call of update')):
+        name, what = (
+          f'trackers/{way}/{place}/{peer}',
+          f'{what}, {place} / {peer}',
+        )
+        live = way == 'live'
+        every.add(name, what, _tracker, peer, place, live, sizes, **bounds)
   return every

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.tracking import detections, tracker
+from experiments.tracking import detections, inference, tracker
+
+_ONE_CLASS = 1  # Name of the class of boxes without one.
 
 
 class Tracked(NamedTuple):
@@ -81,12 +83,17 @@ class Tracker:
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     count = len(boxes)
-    fill = lambda values, default: (
-      np.full(count, default) if values is None else np.asarray(values)
-    )
-    confidences, classes = fill(confidences, 1.0), fill(classes, 1)
+    names = [_ONE_CLASS]
+    if classes is None:
+      classes = np.ones(count, np.int64)
+    else:
+      classes = np.asarray(classes)
+      names = classes.tolist()
+    if confidences is None:
+      confidences = np.ones(count)
+    confidences = np.asarray(confidences)
     if embeddings is None:
-      embeddings = np.zeros((count, 0))
+      embeddings = np.zeros((count, 0), np.float32)
     embeddings = np.asarray(embeddings, np.float32)
     lengths = {len(confidences), len(classes), len(embeddings)} - {count}
     if lengths:
@@ -94,31 +101,48 @@ class Tracker:
         f'{count} boxes with {lengths.pop()} confidences, classes or '
         'embeddings: give one of each per box.'
       )
-    if not (np.isfinite(boxes).all() and (boxes[:, 2:] > 0).all()):
-      raise harness.UserError(
-        'a box is not finite or has no area: boxes are left, top, width and '
-        'height in pixels.'
-      )
-    if not ((confidences >= 0) & (confidences <= 1)).all():
-      raise harness.UserError(
-        'a confidence is not within 0 and 1: rescale the confidences.'
-      )
-    encoded = detections.encode_boxes(boxes).astype(np.float32)
+    _check(boxes, confidences)
+    every = tracker.Frame(
+      detections.encode_boxes(boxes).astype(np.float32),
+      confidences.astype(np.float32),
+      embeddings,
+    )
     ids = np.zeros(count, np.int64)
-    for name in dict.fromkeys([*self._tracks, *classes.tolist()]):
-      at = np.flatnonzero(classes == name)
-      frame = tracker.Frame(
-        encoded[at], confidences[at].astype(np.float32), embeddings[at]
-      )
-      tracks = self._tracks.get(name)
-      if tracks is not None:
-        tracks = tracks._replace(next_id=self._next_id)
-      tracks = tracker.step(self._model, tracks, frame, self._rules)
-      self._tracks[name] = tracks
-      self._next_id = max(self._next_id, tracks.next_id)
-      shown, detection = tracker.report(tracks)
-      ids[at[detection]] = shown
-    rows = np.flatnonzero(ids)
+    names = dict.fromkeys([*self._tracks, *names])
+    with inference.OneThread():
+      for name in names:
+        if len(names) == 1:
+          ids[:] = self._update(name, every)
+          continue
+        at = np.flatnonzero(classes == name)
+        ids[at] = self._update(name, tracker.Frame(*(x[at] for x in every)))
+    rows = ids.nonzero()[0]
     return Tracked(
       boxes[rows], ids[rows], confidences[rows], classes[rows], rows
+    )
+
+  def _update(self, name, frame):
+    """Tracks the detections of a class; returns their identities, or 0."""
+    tracks = self._tracks.get(name)
+    if tracks is not None:
+      tracks = tracks._replace(next_id=self._next_id)
+    tracks = tracker.step(self._model, tracks, frame, self._rules)
+    self._tracks[name] = tracks
+    self._next_id = max(self._next_id, tracks.next_id)
+    ids = np.zeros(len(frame.confidence), np.int64)
+    shown, detection = tracker.report(tracks)
+    ids[detection] = shown
+    return ids
+
+
+def _check(boxes, confidences):
+  """Checks that boxes are finite with an area, and confidences in 0 to 1."""
+  if not (np.isfinite(boxes).all() and boxes[:, 2:].min(initial=1) > 0):
+    raise harness.UserError(
+      'a box is not finite or has no area: boxes are left, top, width and '
+      'height in pixels.'
+    )
+  if not (confidences.min(initial=0) >= 0 and confidences.max(initial=1) <= 1):
+    raise harness.UserError(
+      'a confidence is not within 0 and 1: rescale the confidences.'
     )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FEATURES = 15
-_LONG = 12  # Cap of the number of measurements in the features.
+MAX_MEASUREMENTS = 12  # Cap of their number in the features.
 
 
 class Noise(NamedTuple):
@@ -249,7 +249,7 @@ def tracklet_features(motion: Motion, deviation: Any) -> Any:
   """Features that depend on the tracklet only, (..., 4); see `features`."""
   xp = namespace(deviation)
   # A tracklet may be longer than any training window.
-  count = xp.minimum(motion.measurements, _LONG)
+  count = xp.minimum(motion.measurements, MAX_MEASUREMENTS)
   times = _columns(motion.gap, count)
   return xp.concatenate(
     [xp.log(deviation[..., 1:3]), xp.log(1 + times)], axis=-1

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.tracking import detections, mot_files, tracker
+from experiments.tracking import detections, inference, mot_files, tracker
 
 
 class Delay(NamedTuple):
@@ -104,6 +104,7 @@ def _same(one, two):
   return all(np.array_equal(a, b) for a, b in zip(one, two))
 
 
+@inference.OneThread()
 def track(
   model: tracker.Model,
   detected: detections.Detected,

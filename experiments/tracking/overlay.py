@@ -1,9 +1,12 @@
 """Draws results: boxes and paths, on frames or on white."""
 
+import functools
 import io
+import itertools
 import math
 import pathlib
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,12 +16,12 @@ from experiments.harness.data import reading
 from experiments.harness.store import files
 from experiments.harness.study import films
 from experiments.harness.study.plots import COLOURS
-from experiments.tracking import mot_files
+from experiments.tracking import mot_files, videos
 
 _TAIL = 30  # Frames of the path behind a box.
-_LARGEST = 480  # Pixels of a side.
+_LARGEST = 480  # Pixels of a side, except in videos.
 _MOST_PIXELS = 2**26  # Of a frame that is read: twice 7,680 x 4,320.
-_LABEL = 12  # Height of an identity's number in pixels.
+_LABEL = 12  # Height of an identity's number in pixels, at least.
 
 
 def read_picture(images: files.Path, frame: int) -> Image.Image:
@@ -74,7 +77,8 @@ def draw(
   info: mot_files.Info,
   frame: int,
   *,
-  images: files.Path | None = None,
+  picture: Image.Image | None = None,
+  max_side: int = _LARGEST,
 ) -> Image.Image:
   """Draws a frame with boxes and paths, one colour per identity.
 
@@ -82,16 +86,19 @@ def draw(
     shown: boxes with identities.
     info: of the sequence.
     frame: from 1.
-    images: folder of the frames; None draws on white.
+    picture: of the frame; None draws on white.
+    max_side: larger pictures are reduced to this side, in pixels.
 
   Returns:
     The picture.
   """
-  scale = min(1.0, _LARGEST / max(info.width, info.height))
+  scale = min(1.0, max_side / max(info.width, info.height))
   size = tuple(max(1, round(x * scale)) for x in (info.width, info.height))
-  picture = Image.new('RGB', size, (255, 255, 255))
-  if images is not None:
-    picture = read_picture(images, frame).resize(size)
+  if picture is None:
+    picture = Image.new('RGB', size, (255, 255, 255))
+  else:
+    picture = picture.resize(size)
+  label = max(_LABEL, size[1] // 40)
   pen = ImageDraw.Draw(picture)
   recent = shown.where((shown.frames <= frame) & (shown.frames > frame - _TAIL))
   feet = (recent.boxes[:, :2] + recent.boxes[:, 2:] * (0.5, 1.0)) * scale
@@ -103,25 +110,54 @@ def draw(
       corners = np.array([left, top, left + wide, top + high]) * scale
       pen.rectangle(corners.tolist(), outline=colour, width=2)
       # Outside the box, since a number would hide a small one.
-      above = corners[1] - _LABEL
+      above = corners[1] - label
       corner = corners[0], above if above >= 0 else corners[3] + 1
-      pen.text(corner, str(identity), fill=colour)
+      pen.text(corner, str(identity), fill=colour, font_size=label - 2)
   return picture
 
 
 def check_suffix(path: files.Path) -> str:
-  """Returns the suffix of an overlay, .png or .gif.
+  """Returns the suffix of an overlay: .png, .gif or that of a video.
 
   Raises:
-    SettingsError: if the suffix is another.
+    SettingsError: if the suffix is another, or a video lacks its extra.
   """
   path = pathlib.Path(path)
   kind = path.suffix.lower()
-  if kind not in ('.png', '.gif'):
+  if kind in videos.ENDINGS:
+    videos.check()
+  elif kind not in ('.png', '.gif'):
     raise harness.SettingsError(
-      f'{path.name}: an overlay must be a .png, of one frame, or a .gif.'
+      f'{path.name}: an overlay must be a .png, of one frame, a .gif, or a '
+      f'video: {", ".join(videos.ENDINGS)}.'
     )
   return kind
+
+
+def open_images(path: files.Path) -> files.Path | videos.Video:
+  """Opens frames to draw on: a folder stays, and a file is a video."""
+  return path if pathlib.Path(path).is_dir() else videos.open_video(path)
+
+
+def _pictures(
+  shown: mot_files.Boxes,
+  info: mot_files.Info,
+  images: files.Path | videos.Video | None,
+) -> Iterator[tuple[int, Callable[[], Image.Image | None]]]:
+  """Frames, and functions that return their pictures, None for white."""
+  if not isinstance(images, videos.Video):
+    for frame in range(1, info.length + 1):
+      read = functools.partial(read_picture, images, frame)
+      yield frame, (lambda: None) if images is None else read
+    return
+  last, frame = 0, int(shown.frames.max(initial=0))
+  for last, picture in enumerate(images.frames(), 1):
+    yield last, functools.partial(Image.Image.copy, picture)
+  if last < frame:
+    raise harness.DamagedDataError(
+      f'{images.path} has {last} frames, but there are boxes in frame {frame}: '
+      'give the video of these detections.'
+    )
 
 
 def write(
@@ -129,33 +165,52 @@ def write(
   shown: mot_files.Boxes,
   info: mot_files.Info,
   *,
-  images: files.Path | None = None,
+  images: files.Path | videos.Video | None = None,
   max_frames: int = 100,
 ) -> None:
-  """Writes a picture of the middle frame, or a film.
+  """Writes a picture of the middle frame, a film, or a video of all frames.
 
   Args:
-    path: ends in .png for a picture, .gif for a film.
+    path: ends in .png for a picture, .gif for a film, or as a video.
     shown: boxes with identities.
     info: of the sequence.
-    images: folder of the frames; None draws on white.
+    images: folder of the frames, or their video; None draws on white.
     max_frames: of a film, evenly spaced.
 
   Raises:
-    SettingsError: if the suffix is another.
+    SettingsError: if the suffix is another, or a video lacks its extra.
     MissingDataError: if a frame is missing.
+    DamagedDataError: if a frame is damaged, or the video is shorter than the
+      result.
   """
   path, kind = pathlib.Path(path), check_suffix(path)
+  if isinstance(images, videos.Video):
+    info = info._replace(
+      width=images.width, height=images.height, rate=images.rate
+    )
+  pictures = _pictures(shown, info, images)
+  if kind == '.png':
+    middle = (info.length + 1) // 2
+    chosen = itertools.islice(pictures, middle - 1, middle)
+  else:
+    every = 1 if kind in videos.ENDINGS else -(-info.length // max_frames)
+    chosen = itertools.islice(pictures, 0, None, every)
+  side = max(info[2:4]) if kind in videos.ENDINGS else _LARGEST
+  drawn = (
+    draw(shown, info, frame, picture=read(), max_side=side)
+    for frame, read in chosen
+  )
   if kind == '.png':
     content = io.BytesIO()
-    draw(shown, info, (info.length + 1) // 2, images=images).save(
-      content, format='PNG'
-    )
+    picture = next(drawn, None)
+    if picture is None:
+      raise harness.DamagedDataError(
+        f'{images.path} ends before frame {middle}: give the video of these '
+        'detections.'
+      )
+    picture.save(content, format='PNG')
     files.write_bytes(path, content.getvalue())
+  elif kind == '.gif':
+    films.write_film(path, drawn, milliseconds=1000 * every / info.rate)
   else:
-    every = -(-info.length // max_frames)
-    pictures = (
-      draw(shown, info, frame, images=images)
-      for frame in range(1, info.length + 1, every)
-    )
-    films.write_film(path, pictures, milliseconds=1000 * every / info.rate)
+    videos.write(path, drawn, rate=info.rate)

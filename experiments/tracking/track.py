@@ -10,7 +10,10 @@ COCO (.json) or CSV, see `box_files`; the ending of the result gives its format.
 Classes are tracked separately and kept, except in MOTChallenge files, which
 have none. A seqinfo.ini in the folder of the detections, or in the one above
 it, gives the length and picture size; otherwise they are inferred from the
-boxes. `--images` is a folder of frames, 000001.jpg and so on, to draw on.
+boxes. `--overlay` draws the tracks into a .png, a .gif or a video: .mp4, .mkv,
+.mov or .avi. `--images` is a folder of frames to draw on, 000001.jpg and so on;
+`--video` is a video instead, whose first frame is that of the detections.
+Videos need the extra `video`: pip install -e '.[experiments,video]'.
 `--hypotheses` above 1 reports each frame `--delay` frames later.
 """
 
@@ -51,8 +54,8 @@ def track(
     checkpoint: a workdir of `experiments.tracklet.train`, or a file in it.
     detections_path: file of detections to read.
     output: file of results to write.
-    overlay_path: .png or .gif to write, or None.
-    images: folder of frames to draw on, or None.
+    overlay_path: .png, .gif or video to write, or None.
+    images: folder of frames, or a video, to draw on; None for white.
     min_confidence: smallest confidence of a detection.
     hypotheses: that are tracked at once.
     delay: frames until a frame is reported, with several hypotheses.
@@ -69,8 +72,15 @@ def track(
       f'min_confidence={min_confidence:g}: need at least one hypothesis, a '
       'delay of at least 0, and a confidence within 0 and 1.'
     )
+  # Before any work.
+  pictures = None if images is None else overlay.open_images(images)
   if overlay_path is not None:
-    overlay.check_suffix(overlay_path)  # Before any work.
+    overlay.check_suffix(overlay_path)
+  elif pictures is not None:
+    raise harness.SettingsError(
+      f'{images} is to draw on, but there is no --overlay to write: add for '
+      'instance --overlay=tracks.gif.'
+    )
   box_files.check_ending(output)
   model, rules = models.load(checkpoint)
   named = box_files.read(detections_path)
@@ -104,7 +114,7 @@ def track(
   result = mot_files.join(parts)
   box_files.write(output, named._replace(boxes=result))
   if overlay_path is not None:
-    overlay.write(overlay_path, result, info, images=images)
+    overlay.write(overlay_path, result, info, images=pictures)
   return result
 
 
@@ -145,10 +155,13 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     '--output', required=True, help='file to write: .txt, .json or .csv'
   )
-  parser.add_argument('--overlay', help='.png or .gif to draw the tracks into')
+  parser.add_argument(
+    '--overlay', help='.png, .gif or video to draw the tracks into'
+  )
   parser.add_argument(
     '--images', help='folder of frames to draw on: 000001.jpg and so on'
   )
+  parser.add_argument('--video', help='video to draw on, instead of --images')
   parser.add_argument(
     '--min_confidence',
     type=float,
@@ -182,13 +195,15 @@ def main(arguments: Sequence[str]) -> int:
       file=sys.stderr,
     )
     flags.min_confidence = flags.least_confidence
+  if flags.video and flags.images:
+    parser.error('give --images or --video, not both.')
   try:
     result = track(
       flags.checkpoint,
       flags.detections,
       flags.output,
       overlay_path=flags.overlay,
-      images=flags.images,
+      images=flags.video or flags.images,
       min_confidence=flags.min_confidence,
       hypotheses=flags.hypotheses,
       delay=flags.delay,

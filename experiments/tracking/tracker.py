@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 
-from experiments.tracking import detections, mot_files, motion, network
+from experiments.tracking import (
+  detections,
+  filtering,
+  inference,
+  mot_files,
+  motion,
+  network,
+)
 
 FORBIDDEN = -1e6  # Affinity of a pair outside the gate.
 
@@ -42,12 +49,7 @@ class Rules(NamedTuple):
 RULES = Rules()
 
 
-class Frame(NamedTuple):
-  """The detections of a frame; see `detections.Frames`."""
-
-  boxes: np.ndarray
-  confidence: np.ndarray
-  embedding: np.ndarray
+Frame, Candidates = filtering.Frame, filtering.Candidates
 
 
 class Model(NamedTuple):
@@ -68,31 +70,6 @@ class Model(NamedTuple):
   remember: Callable[..., tuple[np.ndarray, ...]]
 
 
-class Candidates(NamedTuple):
-  """Pairs of a tracklet and a detection within its gate.
-
-  Attributes:
-    predicted: motion of all tracklets at the frame.
-    frame: all detections.
-    track: tracklet of each pair, int (pairs,).
-    detection: detection of each pair, int (pairs,).
-    innovation: normalised innovation of each pair, (pairs, 4).
-    deviation: expected deviations of all tracklets, in sizes, (tracklets, 4).
-  """
-
-  predicted: motion.Motion
-  frame: Frame
-  track: np.ndarray
-  detection: np.ndarray
-  innovation: np.ndarray
-  deviation: np.ndarray
-
-  def overlap(self) -> np.ndarray:
-    """Overlap of each detection with the prediction, (pairs,)."""
-    centre = self.predicted.mean[self.track, :, 0]
-    return motion.overlap(centre, self.frame.boxes[self.detection])
-
-
 def make_model(weights: network.Weights, noise: motion.Noise) -> Model:
   """A model from a network, or from the mean score of several, in numpy.
 
@@ -101,57 +78,30 @@ def make_model(weights: network.Weights, noise: motion.Noise) -> Model:
     noise: of the filter.
 
   Returns:
-    A model; its memory has the axis of the networks after the tracklets'.
+    A model; its memory is one array, see `inference`.
   """
-  weights = {name: np.asarray(x) for name, x in weights.items()}
-  if weights['embed'].ndim == 2:
-    weights = {name: x[None] for name, x in weights.items()}
-  # Networks first, then tracklets: one product for all networks.
-  weights = {
-    name: x[:, None] if x.ndim == 2 else x for name, x in weights.items()
-  }
-  swap = lambda arrays: tuple(np.swapaxes(x, 0, 1) for x in arrays)
+  networks = inference.Networks(weights, noise)
 
   def begin(initial, confidence, embedding):
     del initial
-    features = motion.first_features(confidence, embedding, noise)
-    (x,) = swap([network.embed(weights, features)])
-    zero = np.zeros_like(x)
-    return (zero, zero), x
+    memory, x = networks.begin(confidence, embedding)
+    return (memory,), x
 
   def affinity(candidates, memory):
-    track, detection = candidates.track, candidates.detection
-    predicted, frame = candidates.predicted, candidates.frame
-    rows = motion.tracklet_features(predicted, candidates.deviation)
-    last = predicted.last_box, motion.units(predicted.last_box)
-    features = motion.pair_features(
-      rows[track],
-      candidates.innovation,
-      tuple(x[track] for x in last),
-      candidates.overlap(),
-      frame.boxes[detection],
-      frame.confidence[detection],
-      predicted.embedding_sum[track],
-      frame.embedding[detection],
-    )
-    # Once per tracklet, not per pair.
-    expected, part = network.tracklet_terms(weights, swap(memory)[0])
-    scores, x = network.score_pairs(
-      weights, expected[:, track], part[:, track], features
-    )
-    return scores.mean(axis=0), swap([x])[0]
+    return networks.score(memory[0], candidates.track, candidates.features())
 
   def remember(memory, updates):
-    return swap(network.remember(weights, *swap([*memory, updates])))
+    return (networks.remember(memory[0], updates),)
 
   return Model(noise, affinity, begin, remember)
 
 
 class Tracks(NamedTuple):
-  """Current tracklets; every array has a leading axis of them.
+  """Current tracklets; an array's first axis is theirs, except in `state`.
 
   Attributes:
-    motion: filter state.
+    state: of the filter, (`filtering.ROWS`, tracklets, 4).
+    embedding_sum: sum of the embeddings, (tracklets, embedding_size).
     memory: of the model.
     hits: number of detections.
     ids: from 1; 0 before a tracklet is reported.
@@ -159,37 +109,53 @@ class Tracks(NamedTuple):
     next_id: the smallest unused identity.
   """
 
-  motion: motion.Motion
+  state: np.ndarray
+  embedding_sum: np.ndarray
   memory: tuple[np.ndarray, ...]
   hits: np.ndarray
   ids: np.ndarray
   detection: np.ndarray
   next_id: int = 1
 
+  @property
+  def motion(self) -> motion.Motion:
+    """The filter's state as `Motion`."""
+    return filtering.as_motion(self.state, self.embedding_sum)
+
 
 class Pairs(NamedTuple):
   """Affinities of predicted tracklets and detections.
 
   Attributes:
-    predicted: motion of the tracklets at the frame.
+    candidates: the pairs within the gate.
     affinity: (tracklets, detections); `FORBIDDEN` outside the gate.
     updates: memory updates of the pairs within the gate.
-    row: of a pair in `updates`, int (tracklets, detections).
   """
 
-  predicted: motion.Motion
+  candidates: Candidates
   affinity: np.ndarray
   updates: Any
-  row: np.ndarray
+
+  @property
+  def predicted(self) -> motion.Motion:
+    """Motion of the tracklets at the frame."""
+    return self.candidates.predicted
+
+  def select(self, tracks: Any, detections: Any) -> Any:
+    """Memory updates of some pairs within the gate."""
+    flat = np.array(tracks) * self.affinity.shape[1] + detections
+    return self.updates[self.candidates.flat.searchsorted(flat)]
 
 
 def begin(model: Model, frame: Frame) -> Tracks:
   """Starts a tracklet from each detection of a frame."""
-  initial = motion.begin(frame.boxes, frame.embedding, model.noise)
   count = len(frame.confidence)
+  state = filtering.make(model.noise).measure(frame).begin(np.arange(count))
+  initial = filtering.as_motion(state, frame.embedding)
   first = model.begin(initial, frame.confidence, frame.embedding)
   return Tracks(
-    initial,
+    state,
+    frame.embedding,
     model.remember(*first),
     np.ones(count, np.int64),
     np.zeros(count, np.int64),
@@ -197,25 +163,18 @@ def begin(model: Model, frame: Frame) -> Tracks:
   )
 
 
-def _join(*parts):
-  return np.concatenate(parts)
-
-
 def pair(model: Model, tracks: Tracks, frame: Frame, rules: Rules) -> Pairs:
   """Scores all pairs within the gate."""
-  predicted = motion.predict(tracks.motion, np.float32(1), model.noise)
-  innovation, deviation = motion.innovations(
-    predicted, frame.boxes[None], model.noise
-  )
-  distance = np.einsum('ijk,ijk->ij', innovation, innovation)
-  at = (distance <= rules.gate).nonzero()
-  candidates = Candidates(predicted, frame, *at, innovation[at], deviation)
+  kalman = filtering.make(model.noise)
+  predicted = kalman.predict(tracks.state, tracks.embedding_sum)
+  candidates = Candidates(predicted, kalman.measure(frame), rules.gate)
+  affinity = np.empty(candidates.shape)
+  affinity.fill(FORBIDDEN)
+  if not len(candidates.flat):
+    return Pairs(candidates, affinity, None)
   scores, updates = model.affinity(candidates, tracks.memory)
-  affinity = np.full(distance.shape, FORBIDDEN)
-  affinity[at] = scores - rules.min_score
-  row = np.zeros(distance.shape, np.int64)
-  row[at] = np.arange(len(at[0]))
-  return Pairs(predicted, affinity, updates, row)
+  affinity.put(candidates.flat, scores - rules.min_score)
+  return Pairs(candidates, affinity, updates)
 
 
 def assign(affinity: np.ndarray) -> np.ndarray:
@@ -227,18 +186,21 @@ def assign(affinity: np.ndarray) -> np.ndarray:
   Returns:
     The detection of each tracklet, -1 for a miss.
   """
-  chosen = np.full(len(affinity), -1)
-  one, two = scipy.optimize.linear_sum_assignment(-np.maximum(affinity, 0))
-  matched = affinity[one, two] > 0
-  chosen[one[matched]] = two[matched]
+  chosen = np.empty(len(affinity), np.int64)
+  chosen.fill(-1)
+  one, two = (affinity > 0).nonzero()
+  # Without competition, there are no sums to compare.
+  if len({*one.tolist()}) < len(one) or len({*two.tolist()}) < len(two):
+    one, two = scipy.optimize.linear_sum_assignment(-np.maximum(affinity, 0))
+    matched = affinity[one, two] > 0
+    one, two = one[matched], two[matched]
+  chosen[one] = two
   return chosen
 
 
 def _unmatched(chosen, count):
   """Indices below `count` that are not chosen."""
-  free = np.ones(count, bool)
-  free[chosen[chosen >= 0]] = False
-  return free.nonzero()[0]
+  return sorted({*range(count)}.difference(chosen))
 
 
 def second_pass(
@@ -247,14 +209,14 @@ def second_pass(
   """Matches the unmatched within the gate by overlap."""
   if rules.second_overlap > 1:
     return chosen
-  free = _unmatched(chosen, len(frame.confidence))
+  free = np.array(_unmatched(chosen.tolist(), len(frame.confidence)), int)
   lost = (chosen < 0).nonzero()[0]
   if not (len(free) and len(lost)):
     return chosen
-  centre = pairs.predicted.mean[lost, :, 0]
-  overlaps = motion.overlap(centre[:, None], frame.boxes[free][None])
-  gated = pairs.affinity[np.ix_(lost, free)] > FORBIDDEN
-  second = assign(np.where(gated, overlaps, 0) - rules.second_overlap)
+  at = np.ix_(lost, free)
+  gated = pairs.affinity[at] > FORBIDDEN
+  overlaps = np.where(gated, pairs.candidates.overlaps[at], 0)
+  second = assign(overlaps - rules.second_overlap)
   chosen = chosen.copy()
   chosen[lost] = np.where(second >= 0, free[second], -1)
   return chosen
@@ -269,47 +231,95 @@ def advance(
   rules: Rules,
 ) -> Tracks:
   """Updates tracklets by their detections, with births and deaths."""
-  count, hit = len(chosen), chosen >= 0
-  matched = hit.nonzero()[0]
-  detection = chosen[matched]
-  moved = motion.Motion(*(x[matched] for x in pairs.predicted))
-  updated = [
-    motion.update(
-      moved, frame.boxes[detection], frame.embedding[detection], model.noise
-    )
-  ]
-  memories = [tuple(x[matched] for x in tracks.memory)]
-  updates = [pairs.updates[pairs.row[matched, detection]]]
-  new = _unmatched(detection, len(frame.confidence))
-  new = new[frame.confidence[new] >= rules.min_confidence]
-  if len(new):
-    boxes, confidence, embedding = (x[new] for x in frame)
-    updated.append(motion.begin(boxes, embedding, model.noise))
-    memory, first = model.begin(updated[1], confidence, embedding)
-    memories.append(memory)
-    updates.append(first)
-  # One call for matched and new tracklets, since most of its time is overhead.
-  memory = model.remember(tuple(map(_join, *memories)), _join(*updates))
-
-  hits = tracks.hits + hit
-  born = hits >= rules.birth
-  late = pairs.predicted.gap >= rules.death
-  alive = (hit | (born & ~late)).nonzero()[0]
+  # Lists, which are faster than arrays for the tracklets of a frame.
+  every, gaps = chosen.tolist(), pairs.candidates.gaps()
+  matched = [i for i, at in enumerate(every) if at >= 0]
+  new = _unmatched(every, len(frame.confidence))
+  if rules.min_confidence > 0:
+    new = [at for at in new if frame.confidence[at] >= rules.min_confidence]
   # Rows: all tracklets before the frame, then the matched, then the new ones.
-  order = np.arange(count + len(matched) + len(new))
-  order[matched] = order[count : count + len(matched)]
-  order = _join(order[alive], order[count + len(matched) :])
-  hits = _join(hits[alive], np.ones_like(new))
-  ids = _join(tracks.ids[alive], np.zeros_like(new))
-  named = np.flatnonzero((ids == 0) & (hits >= rules.birth))
-  ids[named] = tracks.next_id + np.arange(len(named))
+  order, hits, ids, detection = [], [], [], []
+  row = len(every)
+  for i, at, hit, name in zip(
+    range(row), every, tracks.hits.tolist(), tracks.ids.tolist()
+  ):
+    if at >= 0:
+      order.append(row)
+      row, hit = row + 1, hit + 1
+    elif hit >= rules.birth and gaps[i] < rules.death:
+      order.append(i)
+    else:
+      continue
+    hits.append(hit)
+    ids.append(name)
+    detection.append(at)
+  order += range(row, row + len(new))
+  hits += [1] * len(new)
+  ids += [0] * len(new)
+  detection += new
+  next_id = tracks.next_id
+  for i, hit in enumerate(hits):
+    if not ids[i] and hit >= rules.birth:
+      ids[i], next_id = next_id, next_id + 1
+  used = [every[i] for i in matched]
+  state, embedding_sum, memory = _extend(
+    model, tracks, pairs, matched, used, new
+  )
+  rows = np.array(order, np.int64)
   return Tracks(
-    motion.Motion(*(_join(*x)[order] for x in zip(pairs.predicted, *updated))),
-    tuple(_join(*x)[order] for x in zip(tracks.memory, memory)),
-    hits,
-    ids,
-    _join(chosen[alive], new),
-    tracks.next_id + len(named),
+    state.take(rows, axis=1),
+    embedding_sum.take(rows, axis=0),
+    tuple(x.take(rows, axis=0) for x in memory),
+    np.array(hits, np.int64),
+    np.array(ids, np.int64),
+    np.array(detection, np.int64),
+    next_id,
+  )
+
+
+def _join(*parts):
+  return np.concatenate(parts)
+
+
+def _extend(model, tracks, pairs, matched, used, new):
+  """Appends the matched tracklets, updated, and new ones to all.
+
+  Args:
+    model, tracks, pairs: see `advance`.
+    matched: tracklets with a detection.
+    used: their detections.
+    new: detections that start a tracklet.
+
+  Returns:
+    State, sum of embeddings and memory; see `Tracks`.
+  """
+  candidates = pairs.candidates
+  before, frame = candidates.before, candidates.frame
+  if not (matched or new):
+    return before.state, before.embedding_sum, tracks.memory
+  states = filtering.make(model.noise).update(candidates, matched, used + new)
+  if frame.embedding.shape[1]:
+    embedding = frame.embedding[used + new]
+    embedding[: len(used)] += before.embedding_sum[matched]
+    embedding = _join(before.embedding_sum, embedding)
+  else:
+    embedding = np.empty((states.shape[1] + len(tracks.hits), 0), np.float32)
+  parts = []
+  if matched:
+    memory = tuple(x.take(matched, axis=0) for x in tracks.memory)
+    parts.append((*memory, pairs.select(matched, used)))
+  if new:
+    first = frame.embedding[new]
+    initial = filtering.as_motion(states[:, len(used) :], first)
+    memory, updates = model.begin(initial, frame.confidence[new], first)
+    parts.append((*memory, updates))
+  # One call for matched and new tracklets, since most of its time is overhead.
+  *memory, updates = parts[0] if len(parts) == 1 else map(_join, *parts)
+  memory = model.remember(tuple(memory), updates)
+  return (
+    np.concatenate((before.state, states), axis=1),
+    embedding,
+    tuple(map(_join, tracks.memory, memory)),
   )
 
 
@@ -369,6 +379,7 @@ def as_boxes(
   return detected.boxes.where(_join(none, *index))._replace(ids=ids)
 
 
+@inference.OneThread()
 def online(
   model: Model, detected: detections.Detected, rules: Rules = RULES
 ) -> mot_files.Boxes:

@@ -36,9 +36,11 @@ def test_speed_is_that_of_as_many_networks_as_train_writes(monkeypatch):
       np.testing.assert_allclose(weights[name][member], wanted[name], atol=1e-5)
       assert np.abs(weights[name][member] - before).max() > 1e-4
   given = tracklet.crowd(SMALL._replace(length=10))
-  clocks = iter((np.array([10.0, 1.0]), np.array([12.0, 5.0])))
+  clocks = iter((np.array([10.0, 1.0]), np.array([12.0, 5.0])) * 2)
   monkeypatch.setattr(tracklet.peer_trackers, 'clocks', lambda: next(clocks))
-  np.testing.assert_allclose(tracklet.time_tracker(given, weights), [2.0, 4.0])
+  for live in (False, True):
+    spent = tracklet.time_tracker(given, weights, live=live)
+    np.testing.assert_allclose(spent, [2.0, 4.0])
 
 
 def test_scenes_are_a_crowd_a_sparse_one_and_mot17(tmp_path):

@@ -1,6 +1,7 @@
 """The command for files of detections, its errors, and its pictures."""
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from experiments.tracking import (
   scenes,
   track,
   tracker,
+  videos,
 )
 
 
@@ -82,7 +84,7 @@ def test_bad_checkpoints_and_pictures_are_errors_of_one_line(
   models.save(tmp_path / 'search.npz', weights, motion.NOISE, tracker.RULES)
   (tmp_path / 'folder.gif').mkdir()
   for name, message in (
-    ('a.mp4', 'a .png, of one'),
+    ('a.tiff', 'a .png, of one'),
     ('folder.gif', 'a folder'),
   ):
     flags = [f'--checkpoint={tmp_path}', f'--overlay={tmp_path}/{name}']
@@ -197,3 +199,73 @@ def test_classes_are_tracked_apart_and_kept(tmp_path, weights, hypotheses):
   assert sorted(name for _, name in seen) == ['dog', 'dog', 'person']
   assert len({identity for identity, _ in seen}) == 3
   assert lines[1].startswith('1,')  # Frames count from 0, as in the file.
+
+
+def test_tracks_are_drawn_on_a_video(tmp_path, weights, capsys):
+  """A grey video with odd sides, and boxes in all of its frames but one."""
+  pytest.importorskip('av')
+  pytest.importorskip('imageio')
+  rules = tracker.Rules(min_score=-3.0, birth=1)
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, rules)
+  grey = [Image.new('RGB', (201, 101), (90, 90, 90))] * 8
+  videos.write(tmp_path / 'in.mp4', iter(grey), rate=12.5)
+  video = videos.open_video(tmp_path / 'in.mp4')
+  assert (video.width, video.height, video.rate) == (202, 102, 12.5)
+  given = tmp_path / 'det.txt'
+  given.write_text(
+    ''.join(f'{i},-1,{20 + 4 * i},20,40,60,1\n' for i in range(1, 8))
+  )
+  arguments = [
+    f'--checkpoint={tmp_path}',
+    f'--detections={given}',
+    f'--output={tmp_path}/out.txt',
+  ]
+  drawn = [f'--video={tmp_path}/in.mp4', f'--overlay={tmp_path}/out.mkv']
+  assert track.main([*arguments, *drawn]) == 0, capsys.readouterr().err
+  shown = videos.open_video(tmp_path / 'out.mkv')
+  assert shown[1:] == video[1:]
+  frames = np.stack([np.asarray(x, int) for x in shown.frames()])
+  assert frames.shape == (8, 102, 202, 3)
+  # The left side of the box in frame 5, and the same place in frame 1.
+  red, _, blue = frames[4, 50, 40]
+  assert red > blue + 60
+  assert abs(frames[0, 50, 39:42] - 90).max() < 25
+  for overlaid in ('a.png', 'a.gif'):
+    flags = [drawn[0], f'--overlay={tmp_path}/{overlaid}']
+    assert track.main([*arguments, *flags]) == 0
+  capsys.readouterr()
+  given.write_text('19,-1,20,20,40,60,1\n20,-1,20,20,40,60,1\n')
+  (tmp_path / 'no.mp4').write_text('no video')
+  for flags, message in (
+    (drawn, 'has 8 frames, but there are boxes in frame 20'),
+    ([drawn[0], f'--overlay={tmp_path}/a.png'], 'has 8 frames'),
+    ([f'--video={tmp_path}/no.mp4', drawn[1]], 'cut short or no video'),
+    ([f'--video={tmp_path}/none.mp4', drawn[1]], 'there is no video'),
+    (drawn[:1], 'no --overlay to write'),
+  ):
+    assert track.main([*arguments, *flags]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+def test_a_video_without_its_packages_names_the_extra(
+  tmp_path, weights, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'av', None)
+  models.save(tmp_path / 'search.npz', weights, motion.NOISE, tracker.RULES)
+  given = tmp_path / 'det.txt'
+  given.write_text('1,-1,1,2,3,4,1\n')
+  (tmp_path / 'in.mp4').write_text('')
+  arguments = [
+    f'--checkpoint={tmp_path}',
+    f'--detections={given}',
+    f'--output={tmp_path}/out.txt',
+  ]
+  for flags in (
+    [f'--overlay={tmp_path}/a.mp4'],
+    [f'--video={tmp_path}/in.mp4', f'--overlay={tmp_path}/a.gif'],
+  ):
+    assert track.main([*arguments, *flags]) == 1
+    error = capsys.readouterr().err
+    assert 'a video needs the extra `video`' in error
+    assert error.count('\n') == 1

@@ -103,12 +103,13 @@ def test_pairs_are_scored_as_in_training(embedding_size):
         frame.embedding[j, None],
         motion.NOISE,
       )
-      (e,), (x,) = network.score(weights, tracks.memory[0][i, 0], features)
+      state = tracks.memory[0][i, 0, 0]
+      (e,), (x,) = network.score(weights, state, features)
       if pairs.affinity[i, j] > tracker.FORBIDDEN or far < rules.gate * 0.999:
         np.testing.assert_allclose(
           pairs.affinity[i, j], e - 0.25, rtol=1e-3, atol=1e-3
         )
-        updates = pairs.updates[pairs.row[i, j], 0]
+        (updates,) = pairs.select([i], [j])[:, 0]
         np.testing.assert_allclose(updates, x, rtol=1e-3, atol=1e-3)
         compared += 1
     chosen = tracker.assign(pairs.affinity)
@@ -128,8 +129,10 @@ def test_pairs_are_scored_as_in_training(embedding_size):
   x = network.embed(weights, features[:, 0])
   wanted = network.remember(weights, 0 * x, 0 * x, x)
   assert len(new)
-  for memory, first in zip(tracks.memory, wanted):
-    np.testing.assert_allclose(memory[new, 0], first, rtol=1e-4, atol=1e-5)
+  wanted = np.stack([*wanted, *network.tracklet_terms(weights, wanted[0])], 1)
+  np.testing.assert_allclose(
+    tracks.memory[0][new, 0], wanted, rtol=1e-4, atol=1e-5
+  )
 
 
 def test_several_networks_are_the_mean_of_their_scores(tmp_path):
