@@ -113,7 +113,7 @@ def load(path: files.Path) -> Policy:
 
 def _spaces(env: str) -> tuple[tuple[int, ...], Any]:
   """Shape of an observation, and the actions."""
-  if env in environments.registered():
+  if environments.is_compiled(env):
     known = environments.make(env)
     return known.shape, known.environment.actions
   game = games.make(env, np.random.default_rng(0))
@@ -132,7 +132,7 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
     States, or screens of a game, with observations before each step; and the
     return.
   """
-  if policy.env not in environments.registered():
+  if not environments.is_compiled(policy.env):
     return _play_game(policy, key, limit)
   known = environments.make(policy.env)
   environment = known.environment
@@ -206,7 +206,7 @@ def render(
   Raises:
     SettingsError: if the environment cannot be drawn.
   """
-  compiled = policy.env in environments.registered()
+  compiled = environments.is_compiled(policy.env)
   if compiled or policy.env == 'CartPole':
     draw = drawing.painter(policy.env)
   else:
