@@ -116,14 +116,14 @@ def agent(
     hidden, out = actor.apply(weights['network'], hidden, observation)
     return hidden, (out, weights['log_deviation']) if normal else out
 
-  def policy(weights, seen):
-    return act(weights, seen.memory.actor, seen.observation)[1]
+  def policy(weights, inputs):
+    return act(weights, inputs.memory.actor, inputs.observation)[1]
 
-  def value(weights, seen):
-    return critic.apply(weights, seen.memory.critic, seen.observation)[1][0]
+  def value(weights, inputs):
+    return critic.apply(weights, inputs.memory.critic, inputs.observation)[1][0]
 
-  def advance(params, seen):
-    observation, memory = seen
+  def advance(params, inputs):
+    observation, memory = inputs
     return Memory(
       act(params.actor, memory.actor, observation)[0],
       critic.apply(params.critic, memory.critic, observation)[0],

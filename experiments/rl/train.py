@@ -124,7 +124,7 @@ def check(settings: Settings) -> None:
 
 def play(parts, params, key, *, episodes, policy):
   """Plays whole episodes with fixed parameters."""
-  act = lambda params, key, seen: parts.act(params, key, seen, policy)
+  act = lambda params, key, inputs: parts.act(params, key, inputs, policy)
   key = jax.random.fold_in(key, zlib.crc32(b'evaluation'))
   return evaluation_lib.play(
     parts.environment,

@@ -148,7 +148,7 @@ def test_minibatches_have_to_divide_a_rollout():
     agent, ACTIONS, optax.sgd(0.1), ppo.Settings(minibatches=3), key=KEY
   )
   rollout = make_rollout(np.random.default_rng(0))
-  with pytest.raises(harness.SettingsError, match='3 minibatches.* 28 steps'):
+  with pytest.raises(harness.SettingsError, match=r'3 minibatches.* 28 steps'):
     jax.eval_shape(solver.update, rollout, solver.init(params), params)
 
 
