@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 import bilevel_jax as bj
 from experiments import harness
+from experiments.rl import own_environment
 
 # Folder where gymnax expects MNIST before a download.
 _MNIST_FOLDER = pathlib.Path('/tmp/mnist')
@@ -54,7 +55,8 @@ def make(name: str, *, discrete: bool = False) -> Known:
   """Makes a gymnax environment by its name.
 
   Args:
-    name: such as CartPole-v1 or Breakout-MinAtar.
+    name: such as CartPole-v1 or Breakout-MinAtar, or `module:Name` for a user's
+      own environment, see `own_environment`.
     discrete: whether actions have to be discrete.
 
   Returns:
@@ -65,12 +67,43 @@ def make(name: str, *, discrete: bool = False) -> Known:
       unsupported kind, or if actions are continuous instead of discrete.
     MissingDataError: if files of the environment are missing.
   """
+  if ':' in name:
+    known = _make_own(name)
+  elif name in registered():
+    known = _from_gymnax(name, *_construct(name))
+  else:
+    raise unknown(name, registered())
+  actions = known.environment.actions
+  if discrete and not isinstance(actions, int):
+    raise harness.SettingsError(
+      f'{name} has continuous actions of shape {actions}, but this method '
+      'needs discrete ones: take CartPole-v1 for instance.'
+    )
+  return known
+
+
+def is_compiled(name: str) -> bool:
+  """Whether `make` knows an environment; the others are games in Python."""
+  return ':' in name or name in registered()
+
+
+def _make_own(name: str) -> Known:
+  """Makes a user's own environment."""
+  thing = own_environment.load(name)
+  if own_environment.is_gymnax(thing):
+    return _from_gymnax(name, thing, thing.default_params)
+  if isinstance(thing, bj.rl.Environment):
+    thing = Known(name, thing, (), own_environment.LIMIT)
+  if not isinstance(thing, Known):
+    raise own_environment.refuse(name, thing)
+  shape = own_environment.check(name, thing.environment)
+  return thing._replace(name=name, shape=shape)
+
+
+def _from_gymnax(name: str, gym: Any, settings: Any) -> Known:
+  """Converts an environment of gymnax with its parameters."""
   from gymnax.environments import spaces
 
-  known = registered()
-  if name not in known:
-    raise unknown(name, known)
-  gym, settings = _construct(name)
   space = gym.action_space(settings)
   if isinstance(space, spaces.Discrete):
     actions: int | tuple[int, ...] = int(space.n)
@@ -78,11 +111,6 @@ def make(name: str, *, discrete: bool = False) -> Known:
     actions = tuple(space.shape)
   else:
     raise harness.SettingsError(f'{name} has unsupported actions: {space}.')
-  if discrete and not isinstance(actions, int):
-    raise harness.SettingsError(
-      f'{name} has continuous actions of shape {actions}, but this method '
-      'needs discrete ones: take CartPole-v1 for instance.'
-    )
   observation, _ = jax.eval_shape(
     lambda key: gym.reset(key, settings), jax.random.key(0)
   )

@@ -124,7 +124,7 @@ def load(path: files.Path) -> Policy:
 
 def _weights(env: str) -> Any:
   """Shapes of the weights of an environment's policy."""
-  if env in environments.registered():
+  if environments.is_compiled(env):
     known = environments.make(env)
     spaces = known.shape, known.environment.actions
   else:
@@ -146,7 +146,7 @@ def play(policy: Policy, *, key: Any, limit: int = 500) -> tuple[list, float]:
     States, or screens of a game, with observations before each step; and the
     return.
   """
-  if policy.env not in environments.registered():
+  if not environments.is_compiled(policy.env):
     return _play_game(policy, key, limit)
   known = environments.make(policy.env)
   environment = known.environment
@@ -220,7 +220,7 @@ def render(
   Raises:
     SettingsError: if the environment cannot be drawn.
   """
-  compiled = policy.env in environments.registered()
+  compiled = environments.is_compiled(policy.env)
   if compiled or policy.env == 'CartPole':
     draw = drawing.painter(policy.env)
   else:
