@@ -215,7 +215,7 @@ def test_a_file_of_labels(options, tmp_path):
   assert (buffer.pairs.labels[longer] == 1).all()
   # The shapes are those of another environment.
   other = dataclasses.replace(settings, env='Acrobot-v1')
-  with pytest.raises(harness.DamagedDataError, match='line 1: first'):
+  with pytest.raises(harness.DamagedDataError, match='line 1, first'):
     rlhf_compiled.file_buffer(rlhf_settings.resolve(other))
 
 
