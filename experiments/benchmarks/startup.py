@@ -108,8 +108,9 @@ def solvers() -> dict[str, Callable[[], Any]]:
       for n, p in parameters.items()
       if p.default is p.empty or n in ('key', 'terms')
     }
-    given = {n: v for n, v in {**records, **NUMBERS}.items() if n in required}
-    return functools.partial(call, problem, **given)
+    known = {**records, **NUMBERS}
+    needed = {n: known[n] for n in required & set(known)}
+    return functools.partial(call, problem, **needed)
 
   return {
     name: maker(name)

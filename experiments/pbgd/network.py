@@ -1,9 +1,14 @@
 """Weight decays and augmentation of a network, and the network they give.
 
+Paper: Shen and Chen, On Penalty-based Bilevel Gradient Descent Method, 2023,
+whose method is compared with what users of other methods would run.
+
     python -m experiments.pbgd.network --preset=quick
     python -m experiments.pbgd.network --preset=quick --data_dir=FASHION
 
-Expected: see the README. Time: an hour of 2 cores for `quick`.
+Expected: random search finds hyperparameters with which a new network is
+3 points better than without any. Time: an hour of 2 cores; `cnn` is a small
+convolutional network.
 
 The upper variable holds one weight decay per layer and two strengths of
 augmentation, each as a decimal logarithm. Penalty methods, unrolled and
@@ -75,7 +80,7 @@ class Settings:
     inner_steps: inner steps of an update of `rhg` and `t_rhg`.
     batch: digits of a gradient.
     rate: step size of Adam on the weights.
-    rates: step sizes of Adam on the hyperparameters, of which one is chosen.
+    rates: step sizes of Adam on the hyperparameters, one is chosen.
     seeds: number of seeds, for weights, batches and augmentation.
     digits: sizes of the parts.
   """
@@ -178,17 +183,17 @@ class Study:
     members = len(job.seeds)
     start = np.tile(self.space.middle, (members, 1))
     if job.method in BILEVEL:
-      found = self._descend(job, start)
+      hyper = self._descend(job, start)
     elif job.method in TUNERS:
-      found = self._tune(job)
+      hyper = self._tune(job)
     elif job.method == 'by_hand':
       tried = network_problem.by_hand(self.space)
-      found = self._best_of(job, np.tile(tried, (members, 1, 1)))
+      hyper = self._best_tried(job, np.tile(tried, (members, 1, 1)))
     else:
-      found = start if job.method == 'start' else start * 0 + self.space.low
-    return self._train(job, found, job.name)
+      hyper = start if job.method == 'start' else start * 0 + self.space.low
+    return self._train(job, hyper, job.name)
 
-  def _best_of(self, job, tried):
+  def _best_tried(self, job, tried):
     """The best of points (members, trials, numbers), by a training of each."""
     losses = [self._try(job, tried[:, i], i) for i in range(tried.shape[1])]
     best = np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
@@ -266,7 +271,7 @@ class Study:
     metrics = self._scores(context.data, params.lower)
     return metrics | self.space.named(params.upper)
 
-  def _train(self, job, found, name, draw=1):
+  def _train(self, job, hyper, name, draw=1):
     """Trains new networks with the hyperparameters (members, numbers).
 
     The reported network has other first weights than those of the search, which
@@ -274,8 +279,8 @@ class Study:
     """
     solver, task, measure = self._train_functions()
     settings = self._settings
-    own = {'hyper': jnp.asarray(found, jnp.float32)}
-    own['draw'] = jnp.full(len(found), draw)
+    own = {'hyper': jnp.asarray(hyper, jnp.float32)}
+    own['draw'] = jnp.full(len(hyper), draw)
     return harness.train(
       solver,
       task._replace(own=own),
@@ -299,8 +304,8 @@ class Study:
 
     def evaluate(context, params, state):
       del state
-      found = self.space.named(context.own['hyper'])
-      return self._scores(context.data, params) | found
+      hyper = self.space.named(context.own['hyper'])
+      return self._scores(context.data, params) | hyper
 
     task = harness.Task(
       lambda context: self._classifier.init(

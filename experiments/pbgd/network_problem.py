@@ -59,7 +59,7 @@ def by_hand(box: Space) -> np.ndarray:
 
 
 class Batch(NamedTuple):
-  """All digits, of which a loss draws some.
+  """All digits; a loss draws some.
 
   Attributes:
     key: PRNG key of the digits that are drawn, and of their augmentation.
@@ -137,8 +137,8 @@ def augment(
   side = vision.SIDE
   drawn = jax.random.uniform(of_shift, (2, len(images), 1, 1), minval=-1)
   grid = jnp.arange(side, dtype=images.dtype)
-  apart = grid[:, None] - grid + shift * drawn
-  rows, columns = jnp.maximum(0, 1 - jnp.abs(apart))
+  distance = grid[:, None] - grid + shift * drawn
+  rows, columns = jnp.maximum(0, 1 - jnp.abs(distance))
   square = images.reshape(-1, side, side)
   moved = jnp.einsum('nij,njk,nlk->nil', rows, square, columns)
   added = noise * jax.random.normal(of_noise, images.shape)

@@ -3,7 +3,7 @@
 `Name` is a `bj.rl.Environment`, an `environments.Known`, an environment of
 gymnax, or a class or function without arguments that returns one of these:
 
-    python -m experiments.rl.train --env=my_package.maze:Maze
+    --env=my_package.maze:Maze
 """
 
 import difflib

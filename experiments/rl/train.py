@@ -3,7 +3,6 @@
     python -m experiments.rl.train --preset=quick
     python -m experiments.rl.train --algorithm=ppo --env=Acrobot-v1
     python -m experiments.rl.train --preset=minatar --env=Breakout-MinAtar
-    python -m experiments.rl.train --env=my_package.maze:Maze
     python -m experiments.rl.train evaluate --evaluation.policy=sampled
 
 Expected: PPO returns 475 or more of 500 on CartPole-v1 after at most 300,000
@@ -13,6 +12,7 @@ Time: 2 minutes on a core, compilation included.
 Each record plays whole episodes with fixed parameters and a key of their own,
 with the likeliest actions (greedy) and with drawn ones (sampled). All seeds
 train in one compiled program; the same command resumes a run after a kill.
+`--env=module:Name` takes a class of your own, with gymnax's functions.
 `minatar` has the sizes of purejaxrl for MinAtar, `published` its settings for
 CartPole and Acrobot.
 """
@@ -31,7 +31,10 @@ from experiments import harness
 from experiments.rl import evaluation as evaluation_lib
 from experiments.rl import on_policy, ppo
 
-ALGORITHMS = ('ppo', 'actor_critic')
+ALGORITHMS = {
+  'ppo': 'proximal policy optimisation: several epochs on clipped ratios.',
+  'actor_critic': 'one step per rollout by generalised advantages.',
+}
 POLICIES = ('greedy', 'sampled')
 # Returns that count as solved.
 SOLVED = {'CartPole-v1': 475.0, 'Acrobot-v1': -100.0}
@@ -56,7 +59,9 @@ class Settings:
   """
 
   env: str = 'CartPole-v1'
-  algorithm: Annotated[tuple[str, ...], harness.Among(ALGORITHMS)] = ALGORITHMS
+  algorithm: Annotated[
+    tuple[str, ...], harness.Among(tuple(ALGORITHMS), ALGORITHMS)
+  ] = (*ALGORITHMS,)
   frames: Annotated[int, harness.Allowed(1, 2**31 - 1)] = 300_000
   records: Annotated[int, harness.Allowed(1)] = 30
   record_episodes: Annotated[int, harness.Allowed(1)] = 20
