@@ -8,9 +8,16 @@ size of one of those people. Numbers from these detections are always labelled
 *simulated*.
 
 An embedding stands for the output of an appearance network: a unit vector per
-identity, plus normal noise whose norm is about `noise`, normalised again.
+identity, plus normal noise whose norm is about `noise`, normalised again. Three
+errors of real detectors and networks are optional: the mean embedding of a
+person walks, jitter and noise are correlated in time, and a hidden person's
+embedding is partly that of the person in front:
+
+    m_t = (m_{t-1} + walk n_t) / |.|,   e_t = c e_{t-1} + sqrt(1 - c^2) n_t,
+    m = (1 - w) m_own + w m_front,      w = mixing (1 - visibility).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +36,9 @@ class Detector(NamedTuple):
     false_positives: false detections per person and frame.
     embedding_size: numbers in an embedding; 0 for no embeddings.
     noise: of the embeddings, about its norm.
+    walk: norm of the steps of a person's mean embedding, per frame.
+    mixing: share of the person in front in the embedding of a fully hidden one.
+    correlation: of jitter and noise between two frames of a person.
   """
 
   detection_prob: float = 0.95
@@ -36,6 +46,9 @@ class Detector(NamedTuple):
   false_positives: float = 0.10
   embedding_size: int = 0
   noise: float = 1.0
+  walk: float = 0.0
+  mixing: float = 0.0
+  correlation: float = 0.0
 
 
 STANDARD = Detector()
@@ -87,7 +100,8 @@ def simulate(
     (true.visibilities - 0.1) / 0.4, 0, 1
   )
   hits = true.where(rng.random(len(prob)) < prob)
-  noise = detector.jitter * rng.normal(size=(len(hits.ids), 4))
+  noise = rng.normal(size=(len(hits.ids), 4))
+  noise = detector.jitter * _correlated(hits, noise, detector.correlation)
   size = hits.boxes[:, 2:]
   centre = hits.boxes[:, :2] + size / 2 + noise[:, :2] * size
   size = size * np.exp(noise[:, 2:])
@@ -105,7 +119,11 @@ def simulate(
   false_confidence = 0.4 + 0.15 * rng.normal(size=len(model))
 
   ids = np.concatenate([hits.ids, np.full(len(model), -1)])
-  embedding = _simulate_embeddings(ids, rng, detector)
+  front, hidden = np.full(len(ids), -1), np.zeros(len(ids))
+  if detector.mixing:
+    front[: len(hits.ids)] = _persons_in_front(hits, true, info.length)
+    hidden[: len(hits.ids)] = 1 - hits.visibilities
+  embedding = _simulate_embeddings(ids, hits, front, hidden, rng, detector)
   frames = np.concatenate([hits.frames, false_frames])
   order = np.argsort(frames, kind='stable')
   boxes = np.concatenate(
@@ -120,16 +138,71 @@ def simulate(
   return Detected(boxes, ids[order], embedding[order], info)
 
 
-def _simulate_embeddings(ids, rng, detector):
+def _by_person(hits: mot_files.Boxes) -> list[np.ndarray]:
+  """Indices of the detections of each person, in order of the frames."""
+  order = np.argsort(hits.ids, kind='stable')
+  edges = np.flatnonzero(np.diff(hits.ids[order])) + 1
+  return np.split(order, edges)
+
+
+def _correlated(hits, noise, correlation):
+  """Makes independent noise (hits, n) an autoregression per person."""
+  if not correlation:
+    return noise
+  noise = noise.copy()
+  for rows in _by_person(hits):
+    for before, after in itertools.pairwise(rows):
+      # Over a gap, the correlation of the frames between is multiplied.
+      share = correlation ** (hits.frames[after] - hits.frames[before])
+      noise[after] *= (1 - share**2) ** 0.5
+      noise[after] += share * noise[before]
+  return noise
+
+
+def _persons_in_front(hits, true, length):
+  """The person whose true box covers most of each detected person's, or -1."""
+  front = np.full(len(hits.ids), -1)
+  for rows, own in zip(true.by_frame(length), hits.by_frame(length)):
+    if not (len(rows) and len(own)):
+      continue
+    overlaps = evaluation.overlaps(hits.boxes[own], true.boxes[rows])
+    same = hits.ids[own][:, None] == true.ids[rows]
+    feet = true.boxes[rows][:, 1] + true.boxes[rows][:, 3]
+    own_feet = hits.boxes[own][:, 1] + hits.boxes[own][:, 3]
+    behind = feet <= own_feet[:, None]
+    overlaps = np.where(same | behind, 0, overlaps)
+    best = overlaps.argmax(axis=1)
+    covered = overlaps[np.arange(len(own)), best] > 0
+    front[own] = np.where(covered, true.ids[rows][best], -1)
+  return front
+
+
+def _simulate_embeddings(ids, hits, front, hidden, rng, detector):
   count = detector.embedding_size
   if not count:
     return np.zeros((len(ids), 0), np.float32)
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   identities, index = np.unique(ids, return_inverse=True)
-  exact = unit(rng.normal(size=(len(identities), count)))[index.reshape(-1)]
+  means = unit(rng.normal(size=(len(identities), count)))
+  exact = means[index.reshape(-1)]
   # False detections get random embeddings.
   exact[ids < 0] = unit(rng.normal(size=(np.sum(ids < 0), count)))
-  noise = rng.normal(size=exact.shape) * detector.noise / np.sqrt(count)
+  noise = rng.normal(size=exact.shape)
+  if detector.walk:
+    steps = rng.normal(size=exact.shape) * detector.walk / np.sqrt(count)
+    for rows in _by_person(hits):
+      for before, after in itertools.pairwise(rows):
+        gap = hits.frames[after] - hits.frames[before]
+        exact[after] = unit(exact[before] + steps[after] * gap**0.5)
+  if detector.mixing:
+    known = (front >= 0) & np.isin(front, identities)
+    share = detector.mixing * hidden[known, None]
+    other = means[np.searchsorted(identities, front[known])]
+    exact[known] = (1 - share) * exact[known] + share * other
+  noise[: len(hits.ids)] = _correlated(
+    hits, noise[: len(hits.ids)], detector.correlation
+  )
+  noise *= detector.noise / np.sqrt(count)
   return unit(exact + noise).astype(np.float32)
 
 

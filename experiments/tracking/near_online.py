@@ -1,9 +1,9 @@
-r"""Near-online tracking with several hypotheses; see `tracker`.
+r"""Tracking by the score of whole tracklets: several hypotheses compete.
 
-Each hypothesis is a set of tracklets. Every frame extends it by its best
-assignment, and by the best one without each of its most doubtful pairs; the K
-likeliest hypotheses stay. A frame is reported after a delay, by the best
-hypothesis then, and hypotheses that disagree on that frame are dropped.
+Each hypothesis is a set of tracklets. Every frame extends it by its likeliest
+assignments; the K likeliest hypotheses stay. A frame is reported after a delay,
+by the best hypothesis then, and a choice is final after `scan` frames:
+hypotheses that disagree with the best one on that frame are dropped.
 
 Hypotheses are compared by log-probability, not by their sum of affinities: for
 a tracklet with affinities a_j to the detections within its gate, detection j
@@ -15,8 +15,18 @@ and a miss has the same with 0 in place of a_j. The network's scores are trained
 as such logits, step by step: a constant added to all scores of a step leaves
 the training loss unchanged, so sums of the scores would prefer histories that
 inflate them. An unmatched detection costs `birth_cost`.
+
+With one hypothesis, this is `tracker.online`. The totals of tracklets then
+change no choice: an assignment of tracklets i to detections c(i) has the total
+sum_i [L_i + log p_i,c(i)] over all tracklets, missed ones included. The past
+L_i and the normaliser are the same for all assignments, so the best total is
+the best sum of step affinities. Totals compete only between several
+histories, so matching by whole tracklets needs several hypotheses. `ONLINE`
+reports each frame at once, by the hypothesis that is the best so far; its later
+frames may return to another history. `DELAY` is near-online.
 """
 
+import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -29,18 +39,21 @@ class Delay(NamedTuple):
 
   Attributes:
     hypotheses: that stay, K.
-    doubtful_pairs: pairs of the best assignment to try without.
+    doubtful_pairs: pairs of an assignment to try without.
     frames: until a frame is reported.
     birth_cost: of an unmatched detection.
+    scan: frames until a choice is final; at least `frames`.
   """
 
   hypotheses: int = 4
   doubtful_pairs: int = 3
   frames: int = 10
   birth_cost: float = 4.0
+  scan: int = 10
 
 
 DELAY = Delay()
+ONLINE = Delay(frames=0)
 
 
 class Hypothesis(NamedTuple):
@@ -48,7 +61,7 @@ class Hypothesis(NamedTuple):
 
   Attributes:
     tracks: the tracklets.
-    reports: of the frames that are not reported yet; see `tracker.report`.
+    reports: of the frames that are not final yet; see `tracker.report`.
     total: log-probability, without constants.
   """
 
@@ -64,44 +77,136 @@ def log_normaliser(affinity: np.ndarray) -> float:
   return float((np.log(total) + largest[:, 0]).sum())
 
 
-def assignments(
-  affinity: np.ndarray, doubtful_pairs: int
-) -> list[tuple[float, np.ndarray, np.ndarray]]:
-  """The best assignment, and the best without each of its doubtful pairs.
+class _Node(NamedTuple):
+  """An assignment, and the pairs that its part of the search fixes."""
 
-  A pair is doubtful if its affinity is little above the tracklet's next best.
-  Each assignment is returned once.
+  value: float
+  chosen: np.ndarray
+  affinity: np.ndarray  # Forbidden pairs are `FORBIDDEN`.
+  forced: tuple[tuple[int, int], ...]
+
+
+def _solve(affinity, forced):
+  """The best assignment with the forced pairs."""
+  allowed = affinity
+  if forced:
+    rows, columns = map(list, zip(*forced))
+    allowed = affinity.copy()
+    allowed[rows, :] = tracker.FORBIDDEN
+    allowed[:, columns] = tracker.FORBIDDEN
+    allowed[rows, columns] = affinity[rows, columns]
+  chosen = tracker.assign(allowed)
+  matched = np.flatnonzero(chosen >= 0)
+  value = float(affinity[matched, chosen[matched]].sum())
+  return _Node(value, chosen, affinity, forced)
+
+
+def _branches(node, doubtful_pairs):
+  """Splits the other assignments of a node by the first pair they lack."""
+  matched = np.flatnonzero(node.chosen >= 0)
+  others = node.affinity[matched]
+  own = node.affinity[matched, node.chosen[matched]]
+  others[np.arange(len(matched)), node.chosen[matched]] = 0.0
+  margins = own - others.max(axis=1, initial=0.0)
+  forced = node.forced
+  tried = 0
+  for row in matched[np.argsort(margins, kind='stable')].tolist():
+    pair = row, int(node.chosen[row])
+    if pair in node.forced:
+      continue
+    if tried == doubtful_pairs:
+      return
+    tried += 1
+    without = node.affinity.copy()
+    without[pair] = tracker.FORBIDDEN
+    yield _solve(without, forced)
+    forced = (*forced, pair)
+
+
+def assignments(
+  affinity: np.ndarray, count: int, doubtful_pairs: int
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+  """The assignments of the largest sums, by the partitions of Murty (1968).
+
+  The assignments other than the best one are split by the first of its pairs
+  that they lack; the best assignment of a part is found with that pair
+  forbidden and the pairs before it forced, and its part is split in turn. Only
+  pairs with an affinity above 0 are matched.
 
   Args:
     affinity: (tracklets, detections).
-    doubtful_pairs: number of pairs to try without.
+    count: number of assignments.
+    doubtful_pairs: pairs of an assignment to split by: those with the least
+      affinity above the tracklet's next best. The search is exact if it is at
+      least the number of pairs.
 
   Returns:
-    Triples, the best first: the sum of affinities; the detection of each
-    tracklet, -1 for a miss; and the affinities, in which the pair to try
-    without is forbidden.
+    At most `count` triples, the best first: the sum of affinities; the
+    detection of each tracklet, -1 for a miss; and the affinities, in which the
+    pairs that it must lack are forbidden.
   """
-  value = lambda chosen: float(
-    affinity[np.flatnonzero(chosen >= 0), chosen[chosen >= 0]].sum()
-  )
-  best = tracker.assign(affinity)
-  results = [(value(best), best, affinity)]
-  matched = np.flatnonzero(best >= 0)
-  others = affinity[matched]
-  others[np.arange(len(matched)), best[matched]] = 0.0
-  margins = affinity[matched, best[matched]] - others.max(axis=1, initial=0.0)
-  for row in np.argsort(margins, kind='stable')[:doubtful_pairs]:
-    track = matched[row]
-    without = affinity.copy()
-    without[track, best[track]] = tracker.FORBIDDEN
-    chosen = tracker.assign(without)
-    if not any(np.array_equal(chosen, other) for _, other, _ in results):
-      results.append((value(chosen), chosen, without))
+  heap, order = [(0.0, 0, _solve(affinity, ()))], 0
+  results: list[tuple[float, np.ndarray, np.ndarray]] = []
+  while heap and len(results) < count:
+    node = heapq.heappop(heap)[-1]
+    results.append((node.value, node.chosen, node.affinity))
+    if len(results) < count:
+      for other in _branches(node, doubtful_pairs):
+        order += 1
+        heapq.heappush(heap, (-other.value, order, other))
   return results
 
 
 def _same(one, two):
   return all(np.array_equal(a, b) for a, b in zip(one, two))
+
+
+class _Names:
+  """Identities that hypotheses share: by the detection that names a tracklet.
+
+  So an identity is of one tracklet in all hypotheses, and reports of several
+  hypotheses agree.
+  """
+
+  def __init__(self):
+    self._names: dict[tuple[int, int], int] = {}
+
+  def name(self, frame: int, tracks: tracker.Tracks, known: int):
+    """Renames the identities from `known` on, which are new in this frame."""
+    new = np.flatnonzero(tracks.ids >= known)
+    if not len(new):
+      return tracks
+    ids = tracks.ids.copy()
+    for row in new:
+      key = frame, int(tracks.detection[row])
+      ids[row] = self._names.setdefault(key, len(self._names) + 1)
+    return tracks._replace(ids=ids)
+
+  def next(self) -> int:
+    """The smallest unused identity."""
+    return len(self._names) + 1
+
+
+def _extend(model, hypotheses, frame, rules, delay):
+  """The likeliest extensions of hypotheses by the assignments of a frame.
+
+  Returns:
+    Tuples of the total, the hypothesis, its pairs and the choice; best first.
+  """
+  extensions = []
+  for one in hypotheses:
+    pairs = tracker.pair(model, one.tracks, frame, rules)
+    common = one.total - log_normaliser(pairs.affinity)
+    options = assignments(
+      pairs.affinity, delay.hypotheses, delay.doubtful_pairs
+    )
+    for gain, chosen, affinity in options:
+      unmatched = len(frame.confidence) - np.count_nonzero(chosen >= 0)
+      total = common + gain - delay.birth_cost * unmatched
+      # The second pass must not restore a forbidden pair.
+      extensions.append((total, one, pairs._replace(affinity=affinity), chosen))
+  extensions.sort(key=lambda each: -each[0])
+  return extensions[: delay.hypotheses]
 
 
 @inference.OneThread()
@@ -128,32 +233,27 @@ def track(
   empty = tracker.Frame(*(x[:0] for x in frames[0]))
   hypotheses = [Hypothesis(tracker.begin(model, empty), ())]
   reports: list[tuple[np.ndarray, np.ndarray]] = []
-  for frame in frames:
-    extensions = []
-    for one in hypotheses:
-      pairs = tracker.pair(model, one.tracks, frame, rules)
-      common = one.total - log_normaliser(pairs.affinity)
-      options = assignments(pairs.affinity, delay.doubtful_pairs)
-      for gain, chosen, affinity in options:
-        unmatched = len(frame.confidence) - np.count_nonzero(chosen >= 0)
-        total = common + gain - delay.birth_cost * unmatched
-        extensions.append((total, one, pairs, chosen, affinity))
-    extensions.sort(key=lambda each: -each[0])
-    hypotheses = []
-    for total, one, pairs, chosen, affinity in extensions[: delay.hypotheses]:
-      # The second pass must not restore the forbidden pair.
-      pairs = pairs._replace(affinity=affinity)
+  names, scan = _Names(), max(delay.scan, delay.frames)
+  for number, frame in enumerate(frames):
+    extensions = _extend(model, hypotheses, frame, rules, delay)
+    known, hypotheses = names.next(), []
+    for total, one, pairs, chosen in extensions:
       chosen = tracker.second_pass(pairs, chosen, frame, rules)
-      tracks = tracker.advance(model, one.tracks, pairs, chosen, frame, rules)
+      before = one.tracks._replace(next_id=known)
+      tracks = tracker.advance(model, before, pairs, chosen, frame, rules)
+      tracks = names.name(number, tracks, known)
       now = (*one.reports, tracker.report(tracks))
       hypotheses.append(Hypothesis(tracks, now, total))
-    if len(hypotheses[0].reports) > delay.frames:
-      first = hypotheses[0].reports[0]
-      reports.append(first)
+    pending = hypotheses[0].reports
+    if len(pending) > delay.frames:
+      reports.append(pending[-1 - delay.frames])
+    if len(pending) > scan:
       hypotheses = [
         one._replace(reports=one.reports[1:])
         for one in hypotheses
-        if _same(one.reports[0], first)
+        if _same(one.reports[0], pending[0])
       ]
-  reports.extend(hypotheses[0].reports)
+  last = len(frames) - len(reports)
+  pending = hypotheses[0].reports
+  reports.extend(pending[len(pending) - last :])
   return tracker.as_boxes(detected, reports)

@@ -2,7 +2,8 @@ r"""Search in training: a beam of hypotheses, and the truth.
 
 Each step extends every hypothesis by the detections nearest to its prediction
 and by the null candidate; the K extensions of the best total score stay. The
-truth advances in a branch of its own. So the network is trained on histories of
+truth advances in a branch of its own; a window may have another history there,
+for instance a tracker's. So the network is trained on histories of
 its own choices, and whole tracklets are compared:
 
     margin = mean_k [alpha (1 - q_k) + S(T_k) - S(T_truth)]_+
@@ -148,6 +149,7 @@ class Extensions(NamedTuple):
     x: embedded features, (rows, candidates, hidden).
     target: the candidate to learn, (rows,): the target, or null where it is out
       of reach. The truth's row always reaches it.
+    chosen: the candidate that the window's history takes, (rows,).
     correct: which choices are correct, bool (rows, candidates + 1).
   """
 
@@ -156,6 +158,7 @@ class Extensions(NamedTuple):
   scores: chex.Array
   x: chex.Array
   target: chex.Array
+  chosen: chex.Array
   correct: chex.Array
 
 
@@ -172,7 +175,7 @@ def extend(
   allowed = step.valid & (distance <= beam.gate)
   # The truth's row always has the target among its candidates.
   is_truth = (jnp.arange(len(distance)) == len(distance) - 1)[:, None]
-  forced = is_truth & step.is_target
+  forced = is_truth & (step.is_target | step.is_chosen)
   allowed = allowed | forced
   order = jnp.where(forced, -1.0, jnp.where(allowed, distance, 1e12))
   count = min(beam.candidates, order.shape[1])
@@ -190,14 +193,18 @@ def extend(
   scores = jnp.pad(scores, ((0, 0), (0, 1)))
   if beam.normalised:
     scores = jnp.maximum(jax.nn.log_softmax(scores, axis=1), EMPTY_SLOT)
-  hits = step.is_target[index] & allowed
+  hits, taken = (
+    mask[index] & allowed for mask in (step.is_target, step.is_chosen)
+  )
+  first = lambda mask: jnp.where(mask.any(axis=1), jnp.argmax(mask, 1), count)
   missed = jnp.broadcast_to(~step.is_target.any(), (len(distance), 1))
   return Extensions(
     predicted,
     index,
     scores,
     x,
-    target=jnp.where(hits.any(axis=1), jnp.argmax(hits, axis=1), count),
+    target=first(hits),
+    chosen=first(taken),
     correct=jnp.concatenate([hits, missed], axis=1),
   )
 
@@ -309,7 +316,7 @@ def search(
     learnt = alive & (2 * rows.correct[:-1] >= steps)
     rollout_loss = jnp.where(learnt, losses[:-1], 0).sum()
     rollout_loss = rollout_loss / jnp.maximum(learnt.sum(), 1)
-    parents, choices = last, target[-1:]
+    parents, choices = last, extensions.chosen[-1:]
     if many:
       pruned = prune(rows, extensions)
       parents, choices = (

@@ -5,7 +5,7 @@ random, up to `max_gap` frames later, as if the target had been missed between.
 So training sees gaps of all lengths, not only those of real occlusions.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,6 +23,8 @@ class Window(NamedTuple):
     embedding: (1 + steps, max_detections, embedding_size).
     valid: which are detections, not padding, bool (1 + steps, max_detections).
     is_target: which are of the target, bool (1 + steps, max_detections).
+    is_chosen: which the history continues with, the same shape; the target's,
+      except in histories of a tracker.
     gaps: frames since the previous step, (1 + steps,); the first is 0.
     inside: whether the step is within the sequence, bool (1 + steps,).
   """
@@ -32,6 +34,7 @@ class Window(NamedTuple):
   embedding: chex.Array
   valid: chex.Array
   is_target: chex.Array
+  is_chosen: chex.Array
   gaps: chex.Array
   inside: chex.Array
 
@@ -76,6 +79,7 @@ def draw(
     embedding=data.embedding[at],
     valid=ids > -2,
     is_target=is_target,
+    is_chosen=is_target,
     gaps=jnp.concatenate([jnp.zeros(1), gaps.astype(jnp.float32)]),
     inside=inside,
   )
@@ -87,3 +91,40 @@ def batch(
   """Draws windows, leaves (count, ...); see `draw` for the options."""
   keys = jax.random.split(key, count)
   return jax.vmap(lambda k: draw(k, data, **options))(keys)
+
+
+def from_histories(data: detections.Frames, rows: Any) -> Window:
+  """Makes windows from histories of a tracker.
+
+  The target of a step is the person of the history's last detection before it,
+  or none after a false detection.
+
+  Args:
+    data: padded detections.
+    rows: `rollouts.Windows`, leaves (rows, ...).
+
+  Returns:
+    A `Window`, leaves (rows, ...).
+  """
+  frames, index = rows.frames, rows.index
+  steps = jnp.arange(frames.shape[1])
+  ids = data.ids[frames]
+  hit = jax.lax.cummax(jnp.where(index >= 0, steps, 0), axis=1)
+  row = jnp.arange(len(frames))[:, None]
+  persons = data.ids[frames[row, hit], index[row, hit]]
+  # The first step's target is its detection.
+  persons = jnp.concatenate([persons[:, :1], persons[:, :-1]], axis=1)
+  persons = persons[..., None]
+  is_chosen = jnp.arange(ids.shape[2]) == index[..., None]
+  is_target = (ids == persons) & (persons >= 0)
+  gaps = jnp.diff(frames, axis=1, prepend=frames[:, :1])
+  return Window(
+    boxes=data.boxes[frames],
+    confidence=data.confidence[frames],
+    embedding=data.embedding[frames],
+    valid=ids > -2,
+    is_target=is_target.at[:, 0].set(is_chosen[:, 0]),
+    is_chosen=is_chosen,
+    gaps=gaps.astype(jnp.float32),
+    inside=steps <= rows.count[:, None],
+  )

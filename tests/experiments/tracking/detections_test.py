@@ -113,3 +113,56 @@ def test_a_made_up_scene_hides_people_behind_others(scene):
   assert 0.02 < np.mean(truth.visibilities < 0.5) < 0.5
   again = scenes.make_up(0, length=150, people=10)
   np.testing.assert_array_equal(again.truth.boxes, truth.boxes)
+
+
+def test_noise_is_correlated_in_time_and_embeddings_walk_and_mix(scene):
+  """Against closed forms: correlation, growth of a walk, share of the front."""
+  length = 4000
+  # Person 2 stands behind person 1; person 3 is apart.
+  boxes = np.array([[100, 50, 40, 100], [110, 40, 40, 100], [400, 50, 40, 100]])
+  truth = mot_files.make(
+    np.repeat(np.arange(1, length + 1), 3),
+    np.tile(boxes, (length, 1)),
+    ids=np.tile([1, 2, 3], length),
+    visibilities=np.tile([1.0, 0.6, 1.0], length),
+  )
+  info = mot_files.Info('three', length, 640, 480, 30)
+  base = detections.Detector(1.0, 0.05, 0.0, embedding_size=8, noise=0.5)
+
+  def simulated(**changes):
+    found = detections.simulate(
+      truth, info, np.random.default_rng(0), base._replace(**changes)
+    )
+    return [
+      (found.boxes.boxes[found.ids == i], found.embedding[found.ids == i])
+      for i in (1, 2, 3)
+    ]
+
+  def lag(x, by=1):
+    x = x - x.mean(axis=0)
+    return np.mean(x[by:] * x[:-by]) / np.mean(x * x)
+
+  plain, correlated = simulated(), simulated(correlation=0.8)
+  for one, two in zip(plain, correlated):
+    assert abs(lag(one[0][:, 2])) < 0.06 and abs(lag(one[1])) < 0.06
+    assert lag(two[0][:, 2]) == pytest.approx(0.8, abs=0.06)
+    assert lag(two[0][:, 2], 3) == pytest.approx(0.8**3, abs=0.1)
+    assert lag(two[1]) == pytest.approx(0.8, abs=0.06)
+    # Its size stays.
+    assert two[0][:, 2].std() == pytest.approx(one[0][:, 2].std(), rel=0.15)
+  # A fifth of the front's embedding: 0.5 (1 - 0.6).
+  mixed = simulated(mixing=0.5, noise=1e-6)
+  exact = simulated(noise=1e-6)
+  wanted = 0.8 * exact[1][1] + 0.2 * exact[0][1]
+  wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+  np.testing.assert_allclose(mixed[1][1], wanted, atol=1e-4)
+  for person in (0, 2):  # Nobody is in front.
+    np.testing.assert_allclose(mixed[person][1], exact[person][1], atol=1e-5)
+  walk = simulated(walk=0.05, noise=1e-6)
+  for _, embedding in walk:
+    cosine = np.sum(embedding[1:] * embedding[:-1], axis=1)
+    # The part of the step across the sphere: 7 of 8 directions.
+    angle = np.mean(np.arccos(np.clip(cosine, -1, 1)) ** 2)
+    assert angle == pytest.approx(0.05**2 * 7 / 8, rel=0.15)
+    far = np.sum(embedding[400:] * embedding[:-400], axis=1).mean()
+    assert far < 0.8

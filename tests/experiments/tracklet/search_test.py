@@ -46,6 +46,7 @@ def window():
     embedding.astype(np.float32),
     valid,
     is_target,
+    is_target,
     np.array([0, 1, 2, 1], np.float32),
     np.ones(STEPS + 1, bool),
   )
