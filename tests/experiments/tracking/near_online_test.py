@@ -110,7 +110,7 @@ def test_the_best_total_of_all_sequences_of_matchings(birth_cost):
   given = walks(
     *((i, 1, length, 10 * i - 10, 0) for i in (1, 2)), length=length
   )
-  for seed in range(4):
+  for seed in range(12):
     model, table, base = table_model(np.random.default_rng(seed), width)
     wanted = best_by_enumeration(table, base, width, length, birth_cost)
     every = near_online.Delay(10**5, 9, length, birth_cost, length)
