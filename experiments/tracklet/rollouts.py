@@ -66,14 +66,14 @@ def _with_keys(model: tracker.Model) -> tracker.Model:
 
 def _corrected(
   affinity: np.ndarray,
-  seen: list[collections.Counter],
+  counts: list[collections.Counter],
   last: list[int],
   ids: np.ndarray,
   oracle: Oracle,
 ) -> np.ndarray:
   """Matches mixed tracklets by the truth, within the gate."""
   affinity = affinity.copy()
-  for row, (counts, one) in enumerate(zip(seen, last)):
+  for row, (counts, one) in enumerate(zip(counts, last)):
     if len(counts) < 2:
       continue
     wanted = counts.most_common(1)[0][0] if oracle == 'majority' else one
@@ -104,7 +104,7 @@ def record(
   keyed, tracks = _with_keys(model), None
   rows = detected.boxes.by_frame(detected.info.length)
   histories: dict[int, History] = {}
-  seen: dict[int, collections.Counter] = {}
+  counts: dict[int, collections.Counter] = {}
   last: dict[int, int] = {}
   reports = []
   for number, frame in enumerate(tracker.split_frames(detected)):
@@ -117,7 +117,7 @@ def record(
       pairs = pairs._replace(
         affinity=_corrected(
           pairs.affinity,
-          [seen[key] for key in keys],
+          [counts[key] for key in keys],
           [last[key] for key in keys],
           ids,
           oracle,
@@ -131,7 +131,7 @@ def record(
       histories.setdefault(key, []).append((number, int(index)))
       if index >= 0:
         last[key] = int(ids[index])
-        seen.setdefault(key, collections.Counter())[last[key]] += 1
+        counts.setdefault(key, collections.Counter())[last[key]] += 1
   return Recording(
     tracker.as_boxes(detected, reports), list(histories.values())
   )
