@@ -73,10 +73,10 @@ def _corrected(
 ) -> np.ndarray:
   """Matches mixed tracklets by the truth, within the gate."""
   affinity = affinity.copy()
-  for row, (counts, one) in enumerate(zip(counts, last)):
-    if len(counts) < 2:
+  for row, (persons, one) in enumerate(zip(counts, last)):
+    if len(persons) < 2:
       continue
-    wanted = counts.most_common(1)[0][0] if oracle == 'majority' else one
+    wanted = persons.most_common(1)[0][0] if oracle == 'majority' else one
     gated = affinity[row] > tracker.FORBIDDEN
     right = (ids == wanted) & (wanted >= 0)
     affinity[row, gated] = np.where(right[gated], _SURE, -_SURE)
