@@ -6,13 +6,13 @@ answers of instruction data; comparisons have prompts of HH-RLHF and prefer its
 answer in a conversation to an instruction's answer of about the same length.
 
 The answers are those of people and models, cut only at the end of a sentence.
-No answer is in two rows, except that a demonstration of `length` is the
-rejected answer to its own prompt.
+No prompt and no such answer is in two rows, except that a demonstration of
+`length` is the rejected answer to its own prompt. First sentences may repeat.
 """
 
 import bisect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from experiments import harness
@@ -33,7 +33,7 @@ KINDS = {
   'length': 'long demonstrations, comparisons that prefer a short answer.',
   'style': 'demonstrations of instructions, comparisons that prefer dialogue.',
 }
-_SENTENCE_END = re.compile(r'[.!?](?=\s|$)')
+_SENTENCE_END = re.compile(r'(?<!\d)[.!?](?=\s|$)')
 # Characters of the shortest first sentence, and of a prompt of `style`.
 _SHORTEST, _LONGEST_PROMPT = 20, 160
 
@@ -53,7 +53,8 @@ class Conflict(NamedTuple):
 def ends(text: str) -> list[int]:
   """Returns the lengths of the parts of a text that end with a sentence.
 
-  A first part of less than 20 characters, such as "1.", is left out.
+  A number with a period, as in a list, ends no sentence. A first part of less
+  than 20 characters is left out.
   """
   positions = [match.end() for match in _SENTENCE_END.finditer(text)]
   return [end for end in positions if end >= _SHORTEST]
@@ -73,14 +74,13 @@ def by_length(
     As many demonstrations as comparisons, in the same order of prompts.
   """
   rows: dict[str, list[data_lib.Example]] = {'sft': [], 'dpo': []}
-  for example in _distinct(examples):
-    lengths = [end for end in ends(example.answer) if end <= longest]
-    if len(lengths) < 2:
+  for example in _cut(examples, longest):
+    if len(lengths := ends(example.answer)) < 2:
       continue
-    place = len(rows['sft'])
-    short, long = (example.answer[: lengths[i]] for i in (0, -1))
-    rows['sft'].append(data_lib.Example(place, example.prompt, long))
-    rows['dpo'].append(data_lib.Example(place, example.prompt, short, long))
+    place, short = len(rows['sft']), example.answer[: lengths[0]]
+    long = example._replace(row=place, rejected=None)
+    rows['sft'].append(long)
+    rows['dpo'].append(long._replace(answer=short, rejected=long.answer))
   return rows
 
 
@@ -102,27 +102,20 @@ def by_style(
     for a comparison. Every second instruction is a demonstration, and the
     answers of the others are rejected ones.
   """
-  cut = []
-  for example in _distinct(instructions):
-    lengths = [end for end in ends(example.answer) if end <= longest]
-    if lengths:
-      cut.append(example._replace(answer=example.answer[: lengths[-1]]))
+  cut = list(_cut(instructions, longest))
   rejected = sorted(cut[1::2], key=lambda example: len(example.answer))
   sizes = [len(example.answer) for example in rejected]
-  pairs, others = [], []
-  for example in _distinct(comparisons):
-    lengths = [end for end in ends(example.answer) if end <= longest]
-    if _size(example.prompt) > _LONGEST_PROMPT:
-      others.append(example)
-    elif lengths and sizes:
-      answer = example.answer[: lengths[-1]]
-      at = min(bisect.bisect_left(sizes, len(answer)), len(sizes) - 1)
+  is_short = lambda example: _size(example.prompt) <= _LONGEST_PROMPT
+  dialogues = list(comparisons)
+  others = [example for example in dialogues if not is_short(example)]
+  pairs: list[data_lib.Example] = []
+  for example in _cut(filter(is_short, dialogues), longest):
+    if sizes:
+      at = bisect.bisect_left(sizes, len(example.answer))
+      at = min(at, len(sizes) - 1)
       sizes.pop(at)
-      pairs.append(
-        data_lib.Example(
-          len(pairs), example.prompt, answer, rejected.pop(at).answer
-        )
-      )
+      other = rejected.pop(at).answer
+      pairs.append(example._replace(row=len(pairs), rejected=other))
   demonstrations = [e._replace(row=i) for i, e in enumerate(cut[::2])]
   return {'sft': demonstrations, 'dpo': pairs}, others
 
@@ -159,7 +152,7 @@ def load(data_dir: str | None, kind: str, *, longest: int) -> Conflict:
 def made_up(kind: str, *, longest: int, rows: int = 96) -> Conflict:
   """Makes a conflict of made-up sentences, for a quick check."""
   letters = 'abcdefghijklmnop'
-  sentence = lambda word, i: ' '.join([word * 4, letters[i % 16] * 8, word])
+  sentence = lambda word, i: f'{word * 4} {letters[i % 16] * 8} {i} {word}'
   make = lambda i, word, name: data_lib.Example(
     i,
     ({'role': 'user', 'content': f'{name} {i}'},),
@@ -174,16 +167,30 @@ def made_up(kind: str, *, longest: int, rows: int = 96) -> Conflict:
   return Conflict(examples, texts + others)
 
 
-def _distinct(
-  examples: Iterable[data_lib.Example],
-) -> Iterable[data_lib.Example]:
-  """Yields the first example of each prompt."""
+def _cut(
+  examples: Iterable[data_lib.Example], longest: int
+) -> Iterator[data_lib.Example]:
+  """Cuts answers after their last sentence of a length; leaves out repetitions.
+
+  Args:
+    examples: prompts with their answers.
+    longest: characters of the longest answer.
+
+  Yields:
+    Examples whose prompt and cut answer are new.
+  """
   known: set[str] = set()
   for example in examples:
-    key = ' '.join(_text(example.prompt).lower().split())
-    if key not in known:
-      known.add(key)
-      yield example
+    lengths = [end for end in ends(example.answer) if end <= longest]
+    if not lengths:
+      continue
+    answer = example.answer[: lengths[-1]]
+    keys = {
+      ' '.join(t.lower().split()) for t in (_text(example.prompt), answer)
+    }
+    if not keys & known:
+      known |= keys
+      yield example._replace(answer=answer)
 
 
 def _text(prompt: data_lib.Prompt) -> str:

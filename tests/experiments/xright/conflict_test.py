@@ -42,8 +42,8 @@ def test_short_and_long_answers_end_with_a_sentence_of_one_prompt():
   assert comparison.rejected == demonstration.answer
   assert demonstration.answer.endswith('The third one ends it.')
   assert comparison.prompt == demonstration.prompt == 'Question 0? '
-  short = conflict_data.by_length([example(0)], longest=60)['sft'][0]
-  assert len(short.answer) <= 60 and short.answer.endswith('follows.')
+  short = conflict_data.by_length([example(0)], longest=64)['sft'][0]
+  assert len(short.answer) <= 64 and short.answer.endswith('follows.')
 
 
 def test_rejected_answers_of_style_are_no_demonstrations():
@@ -51,7 +51,9 @@ def test_rejected_answers_of_style_are_no_demonstrations():
     example(i, f'Instruction {i} says {"so " * (i % 7)}it.') for i in range(40)
   ]
   dialogues = [
-    data_lib.Example(i, f'Talk {i}', f'Well, I think {i} {"ha" * i}.', 'No.')
+    data_lib.Example(
+      i, f'Talk {i}', f'Well, I think it is {"ha" * i} so.', 'No.'
+    )
     for i in range(15)
   ]
   long = data_lib.Example(99, 'word ' * 99, 'Well, I think that is long.', 'x')
