@@ -30,7 +30,26 @@ RUNS = {
     extra='llm',
     presets=('quick',),
   ),
+  'conflict': harness.Run(
+    'conflict', data='llm', extra='llm', presets=('smoke', 'quick')
+  ),
+  'conflict_style': harness.Run(
+    'conflict',
+    flags=('--conflict=style',),
+    data='llm',
+    extra='llm',
+    presets=('quick',),
+  ),
   'train': harness.Run('train', presets=('smoke',)),
+}
+
+_CONFLICT = {
+  'presets': ('quick',),
+  'substituted': 'a decoder of 0.15 million weights, trained from scratch',
+}
+_CONFLICTS = {
+  'conflict': 'long demonstrations, comparisons that prefer short answers',
+  'conflict_style': 'demonstrations and comparisons of two styles',
 }
 
 CLAIMS = (
@@ -94,6 +113,36 @@ CLAIMS = (
         at_least=4,
         run=run,
         **_LANGUAGE,
+      ),
+    )
+  ),
+  *(
+    claim
+    for run, data in _CONFLICTS.items()
+    for claim in (
+      *(
+        harness.Claim(
+          f'Small decoder, {data}, equal gradients, tuned steps and ratios: '
+          'the norm of both gaps to the best held-out losses is smaller after '
+          f'{method.upper()} than after stages, demonstrations first.',
+          metric=f'ideal_distance/{method}',
+          at_most='ideal_distance/sequential',
+          published='0.265 against 0.83 (Pythia-1b)',
+          run=run,
+          **_CONFLICT,
+        )
+        for method in ('alright', 'maxright')
+      ),
+      *(
+        harness.Claim(
+          f'Small decoder, {data}: this norm is larger after {single} alone '
+          'than after stages.',
+          metric=f'ideal_distance/{single}',
+          at_least='ideal_distance/sequential',
+          run=run,
+          **_CONFLICT,
+        )
+        for single in ('demonstrations', 'comparisons')
       ),
     )
   ),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
@@ -12,6 +14,7 @@ from experiments.lm import tables
 TITLES = {
   'sequential': 'in stages, demonstrations first',
   'reversed': 'in stages, comparisons first',
+  'replay': 'in stages, a tenth of demonstrations replayed',
   'mix': 'weighted sum, both losses per step',
   'alright': 'ALRIGHT',
   'maxright': 'MAXRIGHT',
@@ -28,9 +31,11 @@ CONTROLS = {
 }
 # Methods that store both gradients at once.
 AGGREGATORS = ('mgda', 'moco', 'cagrad')
-STAGES = ('sequential', 'reversed')
+STAGES = ('sequential', 'reversed', 'replay')
 SINGLE = ('demonstrations', 'comparisons')
 BOTH = ('mix', *AGGREGATORS)
+# Fraction of demonstrations in the second stage of `replay`.
+REPLAYED = 0.1
 
 
 class Plan(NamedTuple):
@@ -38,7 +43,8 @@ class Plan(NamedTuple):
 
   Attributes:
     mixing_ratio: weight of the comparisons, in [0, 1]; for stages, the fraction
-      of the steps on comparisons, at least one step.
+      of the steps in the stage of comparisons, at least one step. It may be
+      traced.
     steps: of the run.
     optima: the least loss of each objective, or 'running'.
     refresh_every: updates between two evaluations of both losses, for MAXRIGHT.
@@ -47,7 +53,7 @@ class Plan(NamedTuple):
     micro_batches: per update.
   """
 
-  mixing_ratio: float
+  mixing_ratio: float | jax.Array
   steps: int
   optima: Any = 'running'
   refresh_every: int = 10
@@ -102,7 +108,9 @@ def oracle(
   """
   check(name)
   names = tuple(losses)
-  weights = (1 - plan.mixing_ratio, plan.mixing_ratio)
+  weights: Any = (1 - plan.mixing_ratio, plan.mixing_ratio)
+  if isinstance(plan.mixing_ratio, jax.Array):
+    weights = jnp.stack(weights)
 
   def wrap(one):
     if plan.micro_batches == 1:
@@ -136,6 +144,9 @@ def oracle(
   oracles = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}
   if name == 'mix':
     return bj.evaluation.mixed(oracles, weights, batch_at=number)
+  if name == 'replay':
+    rule = bj.evaluation.at_random(_replayed(plan), key=key, even=True)
+    return bj.evaluation.select(oracles, rule, batch_at=number)
   if name == 'reversed':
     oracles = dict(reversed(oracles.items()))
   if name in SINGLE:
@@ -143,8 +154,27 @@ def oracle(
     oracles = {objective: oracles[objective]}
     stages = []
   else:
-    first = weights[1 if name == 'reversed' else 0]
-    stages = [min(max(round(first * plan.steps), 1), plan.steps - 1)]
+    stages = [_first_stage(plan, 1 if name == 'reversed' else 0)]
   return bj.evaluation.select(
     oracles, bj.evaluation.in_sequence(stages), batch_at=number
   )
+
+
+def _first_stage(plan: Plan, objective: int) -> Any:
+  """Steps of the first stage, on an objective."""
+  ratio = plan.mixing_ratio if objective else 1 - plan.mixing_ratio
+  if isinstance(ratio, jax.Array):
+    steps = jnp.round(ratio * plan.steps).astype(jnp.int32)
+    return jnp.clip(steps, 1, plan.steps - 1)
+  return min(max(round(ratio * plan.steps), 1), plan.steps - 1)
+
+
+def _replayed(plan: Plan) -> Callable[[Any], jax.Array]:
+  """Weights of both objectives by the number of updates, for `replay`."""
+  first = _first_stage(plan, 0)
+
+  def weights(count):
+    demonstrations = jnp.where(count < first, 1.0, REPLAYED)
+    return jnp.stack([demonstrations, 1 - demonstrations])
+
+  return weights

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -75,8 +76,18 @@ class Optimiser:
     )
     return optax.join_schedules([rise, then], [self.warmup])
 
-  def make(self, steps: int) -> optax.GradientTransformation:
-    """Makes the optimiser of a run; see `rate`."""
+  def make(
+    self, steps: int, learning_rate: Any = None
+  ) -> optax.GradientTransformation:
+    """Makes the optimiser of a run; see `rate`.
+
+    Args:
+      steps: number of updates of the run.
+      learning_rate: replaces that of the settings, and may be traced.
+    """
+    if learning_rate is not None:
+      tuned = dataclasses.replace(self, learning_rate=learning_rate)
+      return tuned.make(steps)
     return optax.chain(
       optax.clip_by_global_norm(self.clip),
       optax.adamw(
@@ -212,24 +223,69 @@ def run(
   Returns:
     A `Trained`; `history` has held-out losses as `held_out/NAME`.
   """
-  optimiser = options.settings.optimiser.make(plan.steps)
+  return train(
+    problem,
+    method,
+    harness.Training.from_options(
+      options,
+      steps=plan.steps,
+      chunk=options.settings.chunk,
+      name=name,
+      settings=identity,
+      layout=layout,
+    ),
+    plan=lambda hyper: plan,
+    optimiser=lambda hyper: options.settings.optimiser.make(plan.steps),
+    record_start=record_start,
+  )
+
+
+def train(
+  problem: problem_lib.Problem,
+  method: str,
+  training: harness.Training,
+  *,
+  plan: Callable[[Any], methods.Plan],
+  optimiser: Callable[[Any], optax.GradientTransformation],
+  hyper: Any = (),
+  splits: Sequence[str] = ('held_out',),
+  record_start: bool = True,
+) -> harness.Trained:
+  """Trains the members of a run, and measures them on rows.
+
+  Args:
+    problem: the problem.
+    method: name of the method.
+    training: length, seeds and folder of the run.
+    plan: from a member's hyperparameters to the parameters of the method.
+    optimiser: from a member's hyperparameters to its optimiser.
+    hyper: hyperparameters with a leading axis of members.
+    splits: rows to measure on.
+    record_start: whether to measure before the first step too.
+
+  Returns:
+    A `Trained`; `history` has losses as `SPLIT/NAME`.
+  """
 
   def solver(context):
     key = context.seed_key
     losses = problem.losses(
       context.data['train'], context.frozen, jax.random.fold_in(key, 1)
     )
-    return optax.chain(
-      methods.oracle(method, losses, plan, key=jax.random.fold_in(key, 2)),
-      optimiser,
+    oracle = methods.oracle(
+      method, losses, plan(context.hyper), key=jax.random.fold_in(key, 2)
     )
+    return optax.chain(oracle, optimiser(context.hyper))
 
   def evaluate(context, params, state):
     del state
-    measures = problem_lib.measure(
-      problem, params, context.frozen, context.data['held_out']
-    )
-    return {f'held_out/{n}': value for n, value in measures.items()}
+    metrics = {}
+    for split in splits:
+      measures = problem_lib.measure(
+        problem, params, context.frozen, context.data[split]
+      )
+      metrics |= {f'{split}/{n}': value for n, value in measures.items()}
+    return metrics
 
   return harness.train(
     solver,
@@ -241,16 +297,9 @@ def run(
       data=problem.tables,
       shard=False,
       frozen=problem.frozen,
+      hyper=hyper,
     ),
-    harness.Training.from_options(
-      options,
-      steps=plan.steps,
-      chunk=options.settings.chunk,
-      name=name,
-      settings=identity,
-      # Mapped seeds would evaluate all objectives in each step.
-      at_once=1,
-      layout=layout,
-    ),
+    # Mapped seeds would evaluate all objectives in each step.
+    training._replace(at_once=1),
     harness.Measure(evaluate, record_start=record_start),
   )
