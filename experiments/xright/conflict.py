@@ -55,7 +55,7 @@ class Grid:
 
 
 _KNOWN = harness.Among(methods.TITLES)
-_SIZES = problem_lib.Sizes(buckets=(80,), held_out=128, refresh=64)
+_SIZES = problem_lib.Sizes(buckets=(128,), held_out=128, refresh=64)
 _SCRATCH = scratch_lib.Scratch()
 _GRID = Grid()
 _ADAPTERS = runs.Adapters(rank=0)
@@ -87,7 +87,7 @@ class Settings(runs.Settings):
   conflict: Annotated[
     str, harness.Among(conflict_data.KINDS, conflict_data.KINDS)
   ] = 'length'
-  longest: int = 120
+  longest: int = 200
   scratch: scratch_lib.Scratch = _SCRATCH
   steps: int = 2_000
   records: int = 4
@@ -121,7 +121,7 @@ PRESETS = {
     mixing_ratios=(0.2, 0.6),
     grid=Grid(rates=(5e-4, 2e-3), widenings=0),
     methods=('sequential', 'alright'),
-    rows=problem_lib.Sizes(buckets=(96,), held_out=64, refresh=32, train=384),
+    rows=problem_lib.Sizes(buckets=(128,), held_out=64, refresh=32, train=384),
     adapters=runs.Adapters(layers=8),
   ),
   # The sizes of its Pythia-1b: 6 epochs of 24,000 and 8,000 samples.
