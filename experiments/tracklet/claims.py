@@ -17,10 +17,12 @@ _SHARED = {
   'presets': ('quick', 'paper'),
 }
 _ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
+_CONDITIONS = {'motion': 'Motion only', 'mixed': 'Mixed embeddings'}
 
 RUNS = {
   'train': harness.Run('train', extra='mot'),
   'curve': harness.Run('curve', extra='mot', presets=('smoke', 'quick')),
+  'exposure': harness.Run('exposure', extra='mot', presets=('smoke', 'quick')),
   'peers': harness.Run('peers', extra='peers', presets=('smoke', 'quick')),
 }
 
@@ -126,6 +128,40 @@ CLAIMS = (
       published='ablation of the paper',
     )
     for noise in (1.5, 2.0, 3.0)
+  ),
+  *(
+    harness.Claim(
+      f'{title}: an oracle on mixed histories raises IDF1 of teacher forcing.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/teacher_forcing/last',
+      at_least=3,
+    )
+    for condition, title in _CONDITIONS.items()
+  ),
+  *(
+    harness.Claim(
+      f'{title}: search on histories of the tracker has a higher IDF1 than '
+      'teacher forcing, for equal time.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/rollouts/teacher_forcing/tracklet',
+      at_least=0,
+      published='ablation of the paper',
+    )
+    for condition, title in _CONDITIONS.items()
+  ),
+  *(
+    harness.Claim(
+      f'{title}, search on histories of the tracker: matching by whole '
+      'tracklets, near-online, has a higher IDF1 than by the score of a step.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/rollouts/near_online/step',
+      at_least=0,
+      published='53.3 against 51.3',
+    )
+    for condition, title in _CONDITIONS.items()
   ),
   harness.Claim(
     'The best tracker of other packages, tuned on the training sequences, is 5 '
