@@ -260,7 +260,7 @@ def track(
   return tracker.as_boxes(detected, reports)
 
 
-# How detections are matched, by name: a function of model, detections and rules.
+# How detections are matched: functions of a model, detections and rules.
 MATCHINGS = {
   'step': tracker.online,
   'tracklet': functools.partial(track, delay=ONLINE),

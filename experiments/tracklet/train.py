@@ -47,12 +47,9 @@ from experiments.tracklet import (
 )
 from experiments.tracklet.train_report import BOTH, FIRST
 
-# Rules of the networks to tune; a second overlap of 2 is no second pass. The
-# smallest score stays at 0, null's: tuned on sequences that the networks were
-# trained on, it is too low for others.
+# Rules to tune; a second overlap of 2 is no second pass. The smallest score
+# stays at 0: tuned on sequences of the training, it is too low for others.
 GRID = {'second_overlap': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
-
-
 _DEFAULT = (
   simulation.Data(),
   learning.Network(),
@@ -259,8 +256,7 @@ def judge_networks(
     tuning: trials to choose the rules on.
     test: trials to score on.
     with_near_online: whether to score near-online trackers too, by these rules.
-    matching: name in `near_online.MATCHINGS`; rules are tuned by the step's score, which is
-      faster.
+    matching: in `near_online.MATCHINGS`; rules are tuned by the step's score.
 
   Returns:
     Scores by `name`, and by `name` with the suffix `_near_online`.
