@@ -134,7 +134,7 @@ CLAIMS = (
       f'{title}: an oracle on mixed histories raises IDF1 of teacher forcing.',
       run='exposure',
       presets=('quick',),
-      metric=f'idf1_lead/{condition}/teacher_forcing/last',
+      metric=f'idf1_lead/{condition}/teacher_forcing/person',
       at_least=3,
     )
     for condition, title in _CONDITIONS.items()

@@ -27,7 +27,7 @@ def test_leads_are_paired_by_seed_and_sequence_and_claims_have_metrics():
       for way in (*exposure.WAYS, FIRST)
       for matching in exposure.MATCHINGS
     }
-    for oracle in ('last', 'majority'):
+    for oracle in exposure.ORACLES:
       scores['teacher_forcing', f'oracle_{oracle}'] = {
         m: x + 4 for m, x in scores['teacher_forcing', 'step'].items()
       }
