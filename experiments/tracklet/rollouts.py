@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.tracking import detections, mot_files, tracker
+from experiments.tracking import detections, inference, mot_files, tracker
 
 Oracle = Literal['last', 'person', 'majority']
 _SURE = 1e3  # Affinity of the oracle.
@@ -85,6 +85,7 @@ def _corrected(
   return affinity
 
 
+@inference.OneThread()
 def record(
   model: tracker.Model,
   detected: detections.Detected,
