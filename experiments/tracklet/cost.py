@@ -106,12 +106,12 @@ def measure(
   )
   for run in runs.values():
     jax.block_until_ready(run(*arguments))  # Compiles.
-  least = {name: float('inf') for name in runs}
+  seconds = {name: float('inf') for name in runs}
   redraw = 0.0
   for number in range(rounds):
     for name, run in runs.items():
-      least[name] = min(least[name], _timed(run, *arguments) / updates)
+      seconds[name] = min(seconds[name], _timed(run, *arguments) / updates)
     redraw += _timed(draw_all, number)
   # Parts of all sequences cost differently, so redraws count by their mean.
-  least['rollouts'] += redraw / rounds / settings.redraw
-  return least
+  seconds['rollouts'] += redraw / rounds / settings.redraw
+  return seconds

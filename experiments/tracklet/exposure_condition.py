@@ -215,9 +215,9 @@ def score_networks(
   scores = {}
   for matching, one in tracks.items():
     judge = functools.partial(exposure_scores.judge, one, trials)
-    found = condition.keep(f'{name}_{matching}', params, judge)
-    scores[name, matching] = found
-    mean = found['idf1'].mean()
+    kept_scores = condition.keep(f'{name}_{matching}', params, judge)
+    scores[name, matching] = kept_scores
+    mean = kept_scores['idf1'].mean()
     print(f'{condition.name}, {name}, {matching}: IDF1 {mean:.2f}', flush=True)
   errors = condition.keep(
     f'{name}_errors',
