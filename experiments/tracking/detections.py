@@ -202,7 +202,7 @@ def _simulate_embeddings(ids, hits, front, hidden, rng, detector):
   noise[: len(hits.ids)] = _correlated(
     hits, noise[: len(hits.ids)], detector.correlation
   )
-  noise *= detector.noise / np.sqrt(count)
+  noise = noise * detector.noise / np.sqrt(count)
   return unit(exact + noise).astype(np.float32)
 
 

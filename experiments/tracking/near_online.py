@@ -26,6 +26,7 @@ reports each frame at once, by the hypothesis that is the best so far; its later
 frames may return to another history. `DELAY` is near-online.
 """
 
+import functools
 import heapq
 from typing import NamedTuple
 
@@ -257,3 +258,11 @@ def track(
   pending = hypotheses[0].reports
   reports.extend(pending[len(pending) - last :])
   return tracker.as_boxes(detected, reports)
+
+
+# How detections are matched: functions of a model, detections and rules.
+MATCHINGS = {
+  'step': tracker.online,
+  'tracklet': functools.partial(track, delay=ONLINE),
+  'near_online': track,
+}

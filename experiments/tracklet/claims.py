@@ -17,10 +17,12 @@ _SHARED = {
   'presets': ('quick', 'paper'),
 }
 _ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
+_CONDITIONS = {'motion': 'Motion only', 'mixed': 'Mixed embeddings'}
 
 RUNS = {
   'train': harness.Run('train', extra='mot'),
   'curve': harness.Run('curve', extra='mot', presets=('smoke', 'quick')),
+  'exposure': harness.Run('exposure', extra='mot', presets=('smoke', 'quick')),
   'peers': harness.Run('peers', extra='peers', presets=('smoke', 'quick')),
 }
 
@@ -126,6 +128,60 @@ CLAIMS = (
       published='ablation of the paper',
     )
     for noise in (1.5, 2.0, 3.0)
+  ),
+  *(
+    harness.Claim(
+      f'{title}: an oracle on mixed histories raises IDF1 of teacher forcing '
+      'by at least 3 points.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/teacher_forcing/person',
+      at_least=3,
+    )
+    for condition, title in _CONDITIONS.items()
+  ),
+  *(
+    harness.Claim(
+      f'{title}: {words} has a higher IDF1 than teacher forcing, for equal CPU '
+      'time.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/{way}/teacher_forcing/tracklet',
+      at_least=0,
+      published='ablation of the paper',
+    )
+    for condition, title in _CONDITIONS.items()
+    for way, words in (
+      ('search', 'search'),
+      ('rollouts', 'search on histories of the tracker'),
+    )
+  ),
+  *(
+    harness.Claim(
+      f'{title}: {words} takes at most 15 % more CPU time than teacher '
+      'forcing.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'cpu_seconds/{condition}/{way}',
+      at_most=f'cpu_seconds/{condition}/teacher_forcing',
+      factor=1.15,
+    )
+    for condition, title in _CONDITIONS.items()
+    for way, words in (
+      ('search', 'search'),
+      ('rollouts', 'search on histories of the tracker'),
+    )
+  ),
+  *(
+    harness.Claim(
+      f'{title}, search on histories of the tracker: matching by whole '
+      'tracklets has a higher IDF1 than by the score of a step.',
+      run='exposure',
+      presets=('quick',),
+      metric=f'idf1_lead/{condition}/rollouts/tracklet/step',
+      at_least=0,
+    )
+    for condition, title in _CONDITIONS.items()
   ),
   harness.Claim(
     'The best tracker of other packages, tuned on the training sequences, is 5 '

@@ -133,6 +133,39 @@ def make_loss(task: Task, settings: Search) -> Callable[[Any, Any], Any]:
   return loss
 
 
+class Schedule(NamedTuple):
+  """A cosine schedule of Adam's learning rate.
+
+  Attributes:
+    rate: first rate.
+    steps: updates.
+    end: last rate, as a share of the first.
+  """
+
+  rate: float
+  steps: int
+  end: float = 0.1
+
+
+def make_solver(
+  task: Task, settings: Search, schedule: Schedule
+) -> optax.GradientTransformationExtraArgs:
+  """Makes Adam on the loss, with clipped gradients."""
+  return optax.chain(
+    bj.gradient(make_loss(task, settings)),
+    optax.clip_by_global_norm(1.0),
+    optax.adam(optax.cosine_decay_schedule(*schedule)),
+  )
+
+
+def tuned(make: Callable[[Any], Any], rate: Any) -> tuple[Any, Any]:
+  """Returns a solver and hyperparameters for a rate, or one per network."""
+  if np.ndim(rate) == 0:
+    return make(rate), ()
+  solver = lambda context: make(context.hyper['rate'])
+  return solver, {'rate': jnp.asarray(rate, jnp.float32)}
+
+
 class Run(NamedTuple):
   """What all networks of a study have in common.
 
@@ -163,7 +196,7 @@ def train(
   settings: Search,
   *,
   name: str,
-  rate: float,
+  rate: float | np.ndarray,
   steps: int,
   end: float = 0.1,
   start: Any = None,
@@ -175,7 +208,7 @@ def train(
     run: what all networks have in common.
     settings: of the search and its losses.
     name: of the run in the workdir.
-    rate: first learning rate.
+    rate: first learning rate, or one per network.
     steps: updates.
     end: last learning rate, as a share of the first.
     start: weights with a leading axis of networks; None draws them.
@@ -183,11 +216,8 @@ def train(
   Returns:
     The trained networks.
   """
-  schedule = optax.cosine_decay_schedule(rate, steps, end)
-  solver = optax.chain(
-    bj.gradient(make_loss(task, settings)),
-    optax.clip_by_global_norm(1.0),
-    optax.adam(schedule),
+  solver, hyper = tuned(
+    lambda first: make_solver(task, settings, Schedule(first, steps, end)), rate
   )
   embedding_size = task.data.embedding.shape[-1]
 
@@ -208,6 +238,7 @@ def train(
       data=jax.tree.map(jnp.asarray, task.data),
       shard=False,
       own=() if start is None else start,
+      hyper=hyper,
     ),
     harness.Training.from_options(
       run.options,

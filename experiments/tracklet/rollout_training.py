@@ -10,6 +10,7 @@ same command resumes.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import bilevel_jax as bj
 from experiments import harness
 from experiments.tracking import detections, tracker
 from experiments.tracklet import learning, rollouts, windows
@@ -96,12 +96,15 @@ def draw(
   )
 
 
-def _stack(trees):
+def stack(trees: list[Any]) -> Any:
+  """Stacks trees of equal shapes along a new first axis."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _batch(task, settings):
-  """A function of a context to windows of true and of own histories."""
+def make_batch(
+  task: learning.Task, settings: Rollouts
+) -> Callable[[Any], windows.Window]:
+  """Makes a function of a context to windows of true and of own histories."""
   own = round(settings.share * task.batch)
 
   def batch(context):
@@ -124,7 +127,7 @@ def train(
   settings: Rollouts,
   *,
   name: str,
-  rate: float,
+  rate: float | np.ndarray,
   steps: int,
   start: Any,
   end: float = 0.01,
@@ -137,7 +140,7 @@ def train(
     sequences: the detections of `task.data`, in order.
     settings: of the histories.
     name: of the run; its parts are in folders `name_000` and so on.
-    rate: first learning rate of Adam, with a cosine schedule.
+    rate: first learning rate of Adam, or one per network; a cosine schedule.
     steps: updates.
     start: weights with a leading axis of networks.
     end: last learning rate, as a share of the first.
@@ -145,18 +148,17 @@ def train(
   Returns:
     The trained networks, with the losses and seconds of all parts.
   """
-  solver = optax.chain(
-    bj.gradient(learning.make_loss(task, learning.Search(0))),
-    optax.clip_by_global_norm(1.0),
-    optax.adam(optax.cosine_decay_schedule(rate, steps, end)),
+  make = lambda first: learning.make_solver(
+    task, learning.Search(0), learning.Schedule(first, steps, end)
   )
   # The state of the part before.
   continued = lambda context: optax.GradientTransformationExtraArgs(
-    lambda params: context.own['state'], solver.update
+    lambda params: context.own['state'], make(context.hyper['rate']).update
   )
-  batch = _batch(task, settings)
+  batch = make_batch(task, settings)
   data = jax.tree.map(jnp.asarray, task.data)
-  params, state = start, jax.jit(jax.vmap(solver.init))(start)
+  params, state = start, jax.jit(jax.vmap(make(1.0).init))(start)
+  rates = jnp.broadcast_to(jnp.asarray(rate, jnp.float32), len(run.seeds()))
   seeds, parts = run.seeds(), math.ceil(steps / settings.redraw)
   trained = []
   for part in range(parts):
@@ -180,7 +182,8 @@ def train(
         batch,
         data=data,
         shard=False,
-        own={'params': params, 'state': state, 'windows': _stack(drawn)},
+        own={'params': params, 'state': state, 'windows': stack(drawn)},
+        hyper={'rate': rates},
       ),
       harness.Training.from_options(
         run.options,

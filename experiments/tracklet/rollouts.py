@@ -2,10 +2,10 @@
 
 The tracker runs on training detections with the current networks, and the
 choices of each tracklet are recorded. These histories are kept whatever their
-purity. The target of a step is the person of the last detection of the history,
-or none after a false detection: going back to an earlier person would be
-another switch. With an oracle, tracklets of more than one person are matched by
-the truth, which bounds what better choices on such histories can gain.
+purity. The target of a step is the last person of the history, also after a
+false detection: going back to an earlier person would be another switch. With
+an oracle, tracklets of more than one person are matched by the truth, which
+bounds what better choices on such histories can gain.
 """
 
 import collections
@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.tracking import detections, mot_files, tracker
+from experiments.tracking import detections, inference, mot_files, tracker
 
-Oracle = Literal['last', 'majority']
+Oracle = Literal['last', 'person', 'majority']
 _SURE = 1e3  # Affinity of the oracle.
 # A history: frame of the sequence from 0, and detection in it, -1 for a miss.
 History = list[tuple[int, int]]
@@ -76,13 +76,16 @@ def _corrected(
   for row, (persons, one) in enumerate(zip(counts, last)):
     if len(persons) < 2:
       continue
-    wanted = persons.most_common(1)[0][0] if oracle == 'majority' else one
+    true = collections.Counter({i: n for i, n in persons.items() if i >= 0})
+    if oracle == 'majority' and true:
+      one = true.most_common(1)[0][0]
     gated = affinity[row] > tracker.FORBIDDEN
-    right = (ids == wanted) & (wanted >= 0)
+    right = (ids == one) & (one >= 0)
     affinity[row, gated] = np.where(right[gated], _SURE, -_SURE)
   return affinity
 
 
+@inference.OneThread()
 def record(
   model: tracker.Model,
   detected: detections.Detected,
@@ -95,8 +98,9 @@ def record(
     model: of the affinities.
     detected: detections with true identities.
     rules: of births, matches and deaths.
-    oracle: person whom mixed tracklets follow: that of the last detection, or
-      of most detections so far; None for the model's choices.
+    oracle: whom mixed tracklets follow: the person of the last detection, or
+      none after a false one; the last person, also after a false one; or the
+      person of most detections so far. None for the model's choices.
 
   Returns:
     The result, and the histories.
@@ -130,8 +134,10 @@ def record(
     for key, index in zip(tracks.memory[-1].tolist(), tracks.detection):
       histories.setdefault(key, []).append((number, int(index)))
       if index >= 0:
-        last[key] = int(ids[index])
-        counts.setdefault(key, collections.Counter())[last[key]] += 1
+        identity = int(ids[index])
+        if identity >= 0 or oracle != 'person' or key not in last:
+          last[key] = identity
+        counts.setdefault(key, collections.Counter())[identity] += 1
   return Recording(
     tracker.as_boxes(detected, reports), list(histories.values())
   )
@@ -216,11 +222,11 @@ def cut(
     for frame, index in history:
       here = detected.ids[by_frame[frame]]
       if index >= 0:
-        last = int(here[index])
+        last = int(here[index]) if here[index] >= 0 else last
       elif not (last >= 0 and last in here) and rng.random() < 0.8:
         continue
       short.append((frame, index))
-      ids.append(last if index >= 0 else None)
+      ids.append(int(here[index]) if index >= 0 else None)
     for start in range(0, max(len(short) - 1, 0), max(length // 2, 1)):
       while start < len(short) and short[start][1] < 0:
         start += 1

@@ -21,6 +21,9 @@ class Data:
     detector: standard, or hard with more misses, false detections and jitter.
     embedding: numbers in an appearance embedding; 0 for motion only.
     noise: noise of the embedding, in its norms.
+    walk: steps of a person's mean embedding per frame, in its norms.
+    mixing: share of the person in front in the embedding of a hidden one.
+    correlation: of jitter and noise between two frames of a person.
     simulations: simulations of each training sequence.
     judged: simulations of the held-out sequence.
   """
@@ -32,6 +35,9 @@ class Data:
   detector: Literal['standard', 'hard'] = 'standard'
   embedding: Annotated[int, harness.Allowed(0)] = 0
   noise: float = 1.0
+  walk: Annotated[float, harness.Allowed(0)] = 0.0
+  mixing: Annotated[float, harness.Allowed(0, 1)] = 0.0
+  correlation: Annotated[float, harness.Allowed(0, 0.999)] = 0.0
   simulations: int = 4
   judged: int = 10
 
@@ -48,7 +54,11 @@ class Data:
     """The simulated detector."""
     known = {'standard': detections.STANDARD, 'hard': detections.HARD}
     return known[self.detector]._replace(
-      embedding_size=self.embedding, noise=self.noise
+      embedding_size=self.embedding,
+      noise=self.noise,
+      walk=self.walk,
+      mixing=self.mixing,
+      correlation=self.correlation,
     )
 
   def tuning_trials(self, train_on: list[scenes.Scene]) -> list[judging.Trial]:

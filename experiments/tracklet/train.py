@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,12 +47,9 @@ from experiments.tracklet import (
 )
 from experiments.tracklet.train_report import BOTH, FIRST
 
-# Rules of the networks to tune; a second overlap of 2 is no second pass. The
-# smallest score stays at 0, null's: tuned on sequences that the networks were
-# trained on, it is too low for others.
+# Rules to tune; a second overlap of 2 is no second pass. The smallest score
+# stays at 0: tuned on sequences of the training, it is too low for others.
 GRID = {'second_overlap': comparison.among((0.5, 2.0)), 'birth': judging.BIRTH}
-
-
 _DEFAULT = (
   simulation.Data(),
   learning.Network(),
@@ -72,6 +69,8 @@ class Settings:
     windows: to train on.
     search: in training.
     training: updates.
+    matching: how detections are matched: by the score of whole tracklets, among
+      several hypotheses that are reported at once, or by the step's score.
     full: whether to test the pretrained weights, classical and near-online
       trackers too.
     seeds: of training.
@@ -82,6 +81,7 @@ class Settings:
   windows: learning.Windows = _DEFAULT[2]
   search: learning.Search = _DEFAULT[3]
   training: learning.Training = _DEFAULT[4]
+  matching: Literal['tracklet', 'step'] = 'tracklet'
   full: bool = True
   seeds: int = 3
 
@@ -131,6 +131,7 @@ class Prepared(NamedTuple):
     task: training data of the networks.
     tuning: trials to tune rules on.
     test: trials to score on.
+    simulated: the detections of `task.data`, in order.
   """
 
   scene: scenes.Scene
@@ -138,6 +139,7 @@ class Prepared(NamedTuple):
   task: learning.Task
   tuning: list[judging.Trial]
   test: list[judging.Trial]
+  simulated: list[detections.Detected]
 
 
 def prepare(options: harness.Options) -> Prepared:
@@ -174,6 +176,23 @@ def prepare(options: harness.Options) -> Prepared:
     task,
     data.tuning_trials(train_on),
     data.test_trials(held_out),
+    simulated,
+  )
+
+
+def common_run(options: harness.Options) -> learning.Run:
+  """What all networks of a study have in common."""
+  settings = options.settings
+  identity = harness.run_settings(
+    settings,
+    'data.judged',
+    'windows.measured',
+    'network.members',
+    'full',
+    'matching',
+  )
+  return learning.Run(
+    options, identity, settings.training.chunk, settings.network.members
   )
 
 
@@ -183,15 +202,7 @@ def train_networks(
   """Pretrains, then trains in both ways; yields each stage with its name."""
   settings, training = options.settings, options.settings.training
   teacher = dataclasses.replace(settings.search, hypotheses=0)
-  common = learning.Run(
-    options,
-    harness.run_settings(
-      settings, 'data.judged', 'windows.measured', 'network.members', 'full'
-    ),
-    training.chunk,
-    settings.network.members,
-  )
-  run = functools.partial(learning.train, task, common)
+  run = functools.partial(learning.train, task, common_run(options))
   steps = training.pretrain_steps
   first = run(teacher, name='warm', rate=training.rate, steps=steps)
   yield FIRST, first
@@ -235,6 +246,7 @@ def judge_networks(
   test: list[judging.Trial],
   *,
   with_near_online: bool,
+  matching: str = 'step',
 ) -> dict[str, judging.Judged]:
   """Tunes and scores networks, all with the rules of the first seed.
 
@@ -244,6 +256,7 @@ def judge_networks(
     tuning: trials to choose the rules on.
     test: trials to score on.
     with_near_online: whether to score near-online trackers too, by these rules.
+    matching: in `near_online.MATCHINGS`; rules are tuned by the step's score.
 
   Returns:
     Scores by `name`, and by `name` with the suffix `_near_online`.
@@ -254,9 +267,16 @@ def judge_networks(
   online = judging.tune_and_judge(
     name, makers(tracker.online), GRID, tuning, test
   )
-  if not with_near_online or online.choice is None:
+  if online.choice is None:
     return {name: online}
   point = online.choice.point
+  if matching != 'step':
+    scores = judging.judge_all(
+      makers(near_online.MATCHINGS[matching]), point, test
+    )
+    online = online._replace(scores=scores)
+  if not with_near_online:
+    return {name: online}
   scores = judging.judge_all(makers(near_online.track), point, test)
   return {name: online, f'{name}_near_online': judging.Judged(scores)}
 
@@ -292,7 +312,7 @@ def main(options: harness.Options) -> harness.Report:
   """Trains and scores trackers, and writes them."""
   evaluation.import_trackeval()  # Fails before the training, not after it.
   settings = options.settings
-  scene, source, task, tuning, test = prepare(options)
+  scene, source, task, tuning, test, _ = prepare(options)
   classical = judging.classical(task.noise) if settings.full else {}
   jobs: list[Any] = [
     judging.run_in_thread(lambda: judge_classical(classical, tuning, test))
@@ -308,6 +328,7 @@ def main(options: harness.Options) -> harness.Report:
       judge_networks,
       *(name, networks[name], tuning, test),
       with_near_online=settings.full and name in BOTH,
+      matching=settings.matching,
     )
     jobs.append(judging.run_in_thread(judge))
   frames = detections.pad([trial.detected for trial in test])

@@ -96,8 +96,8 @@ def batch(
 def from_histories(data: detections.Frames, rows: Any) -> Window:
   """Makes windows from histories of a tracker.
 
-  The target of a step is the person of the history's last detection before it,
-  or none after a false detection.
+  The target of a step is the last person of the history before it, also after a
+  false detection; none in a history of false detections.
 
   Args:
     data: padded detections.
@@ -109,9 +109,10 @@ def from_histories(data: detections.Frames, rows: Any) -> Window:
   frames, index = rows.frames, rows.index
   steps = jnp.arange(frames.shape[1])
   ids = data.ids[frames]
-  hit = jax.lax.cummax(jnp.where(index >= 0, steps, 0), axis=1)
   row = jnp.arange(len(frames))[:, None]
-  persons = data.ids[frames[row, hit], index[row, hit]]
+  own = jnp.where(index >= 0, data.ids[frames, jnp.maximum(index, 0)], -1)
+  last = jax.lax.cummax(jnp.where(own >= 0, steps, -1), axis=1)
+  persons = jnp.where(last >= 0, own[row, last], -1)
   # The first step's target is its detection.
   persons = jnp.concatenate([persons[:, :1], persons[:, :-1]], axis=1)
   persons = persons[..., None]

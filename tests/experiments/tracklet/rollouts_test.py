@@ -76,6 +76,10 @@ def test_the_oracle_makes_no_error_on_mixed_histories(detected):
   helped = rollouts.record(MODEL, detected, RULES, oracle='last')
   after = rollouts.count_errors(detected, helped.histories)
   assert after.wrong_mixed == 0 and after.wrong_pure > 0
+  # The last person is followed after a false detection, too.
+  person = rollouts.record(MODEL, detected, RULES, oracle='person')
+  errors = rollouts.count_errors(detected, person.histories)
+  assert errors.wrong_mixed == 0 and errors.mixed > after.mixed
   # The majority's oracle goes back to the first person.
   back = rollouts.record(MODEL, detected, RULES, oracle='majority')
   assert rollouts.count_errors(detected, back.histories).wrong_mixed > 0
@@ -103,7 +107,7 @@ def test_windows_have_the_choices_of_the_history_and_its_last_person(detected):
   mixed = 0
   pairs = {pair for history in found.histories for pair in history}
   for row in range(200):
-    person, persons = None, set()
+    person, persons = -1, set()
     for step in range(rows.count[row] + 1):
       frame, index = rows.frames[row, step], rows.index[row, step]
       assert (frame - offset, index) in pairs
@@ -120,8 +124,8 @@ def test_windows_have_the_choices_of_the_history_and_its_last_person(detected):
         gap = frame - rows.frames[row, step - 1]
         assert drawn.gaps[row, step] == gap >= 1
       if index >= 0:
-        person = here[index]
-        persons.add(person)
+        person = here[index] if here[index] >= 0 else person
+        persons.add(here[index])
     mixed += len(persons) > 1
     assert not drawn.inside[row, rows.count[row] + 1 :].any()
   assert mixed / 200 == pytest.approx(0.5, abs=0.12)
