@@ -246,7 +246,7 @@ def load_or_make(
     size: number of pieces, see `pieces`.
 
   Returns:
-    The units.
+    The units. A damaged file is put aside with a warning.
 
   Raises:
     SettingsError: if the kind is unknown or differs from the file's, or the
@@ -261,8 +261,14 @@ def load_or_make(
     raise harness.SettingsError(
       f'unknown units {kind!r}; known: {", ".join(KINDS)}.'
     )
-  if pathlib.Path(path).exists():
-    loaded = load(path)
+  path = pathlib.Path(path)
+  loaded = None
+  if path.exists():
+    try:
+      loaded = load(path)
+    except harness.DamagedDataError as error:
+      files.put_aside(path, f'{error} They are made again', path.parent)
+  if loaded is not None:
     if loaded.kind != kind:
       raise harness.SettingsError(
         f'{path} has {loaded.kind}, not {kind}: give another folder, or remove '

@@ -1,13 +1,12 @@
 """Arrays of MATLAB files and of .npz archives."""
 
-import io
 import math
 import pathlib
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,14 @@ from experiments.harness.store import files
 MOST_MAT, _DEPTH, _MOST_AXES = 2**28, 8, 32
 # Types of elements of MATLAB files.
 _MATRIX, _COMPRESSED = 14, 15
-# Classes of arrays: cells, texts, numbers.
-_CELLS, _NUMBERS = 1, (4, *range(6, 16))
+# Classes of arrays: cells, texts, numbers by the type in memory; and a flag.
+_CELLS, _TEXT, _COMPLEX = 1, 4, 1 << 11
+_NUMBERS = {6: 'f8', 7: 'f4', 8: 'i1', 9: 'u1', 10: 'i2', 11: 'u2', 12: 'i4'}
+_NUMBERS |= {13: 'u4', 14: 'i8', 15: 'u8'}
+# Types of numbers and codes of texts in a file.
+_STORED = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4'}
+_STORED |= {9: 'f8', 12: 'i8', 13: 'u8'}
+_CODES = {2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16', 18: 'utf-32'}
 # Kinds of NumPy's types: booleans, integers, numbers, texts.
 _PLAIN = 'biufU'
 
@@ -38,32 +43,39 @@ def read_mat(path: files.Path, *names: str) -> tuple[np.ndarray, ...]:
     MissingDataError: if the file is missing.
     DamagedDataError: if it is no such file or lacks a variable.
   """
-  import scipy.io  # Slow to import, and needed here only.
-
   path = pathlib.Path(path)
-  content = _inflate(path)
   with reading.parsing(path, 'MATLAB file'):
-    variables = scipy.io.loadmat(io.BytesIO(content), variable_names=names)
-  for name in names:
-    if name not in variables:
-      raise reading.damaged(f'{path}, {name}', 'the variable is missing')
-    _check_real(variables[name], f'{path}, {name}')
-  return tuple(variables[name] for name in names)
+    variables = {v.name: v for v in _variables(path)}
+    for name in names:
+      if name not in variables:
+        raise reading.damaged(f'{path}, {name}', 'the variable is missing')
+    return tuple(_values(variables[name]) for name in names)
 
 
-def _check_real(array, where):
-  """Checks that an array has real numbers or texts, or cells of them."""
-  if not isinstance(array, np.ndarray) or array.dtype.names:
-    raise reading.damaged(where, 'it is no full array of numbers')
-  if array.dtype.hasobject:
-    for index, cell in np.ndenumerate(array):
-      _check_real(cell, f'{where}, cell {", ".join(str(i + 1) for i in index)}')
-  elif array.dtype.kind not in _PLAIN:
-    raise reading.damaged(where, f'its numbers are {array.dtype}, not real')
+class _Array(NamedTuple):
+  """An array of a file, not yet read.
+
+  Attributes:
+    name: of the variable; empty for a cell.
+    flags: class and flags.
+    sizes: of the axes.
+    parts: types and contents of its numbers, text or cells.
+    order: of bytes.
+  """
+
+  name: str
+  flags: int
+  sizes: tuple[int, ...]
+  parts: list[tuple[int, memoryview]]
+  order: str
 
 
-def _inflate(path: pathlib.Path) -> bytes:
-  """Decompresses the variables of a file, and checks their announced sizes."""
+def _variables(path: pathlib.Path) -> Iterator[_Array]:
+  """Yields the variables of a file, not yet read.
+
+  `scipy.io.loadmat` ends the process on some damaged files (a segmentation
+  fault), so that the few types in use are read here.
+  """
   limit = min(MOST_MAT, reading.growth_limit(reading.check_regular(path)))
   with reading.opened(path, 'MATLAB file') as file:
     header = file.read(128)
@@ -74,23 +86,21 @@ def _inflate(path: pathlib.Path) -> bytes:
         'it is no MATLAB file of versions 5 to 7',
         'get it again, or save it by `save -v7` in MATLAB',
       )
-    content = bytearray(header)
-    with reading.parsing(path, 'MATLAB file'):
-      while len(tag := file.read(8)) == 8:
-        kind, length = struct.unpack(f'{order}II', tag)
-        piece = file.read(min(length, limit))
-        if len(piece) < length:
-          raise ValueError(f'a variable has {len(piece):,} of {length:,} bytes')
-        if kind == _COMPRESSED:
-          piece = _decompress(path, piece, limit)
-        else:
-          piece = tag + piece
-        if len(content) + len(piece) > limit:
-          raise _large(path, limit)
-        for element in _elements(memoryview(piece), order):
-          _check_array(*element, order)
-        content += piece
-  return bytes(content)
+    size = 0
+    while len(tag := file.read(8)) == 8:
+      kind, length = struct.unpack(f'{order}II', tag)
+      piece = file.read(min(length, limit))
+      if len(piece) < length:
+        raise ValueError(f'a variable has {len(piece):,} of {length:,} bytes')
+      if kind == _COMPRESSED:
+        piece = _decompress(path, piece, limit)
+      else:
+        piece = tag + piece
+      size += len(piece)
+      if size > limit:
+        raise _large(path, limit)
+      for element in _elements(memoryview(piece), order):
+        yield _open(*element, order)
 
 
 def _decompress(path, piece, limit):
@@ -118,33 +128,57 @@ def _elements(
     start, stop = 8, 8 + length + -length % 8
     if kind >> 16:  # At most 4 bytes, in the tag itself.
       kind, length, start, stop = kind & 0xFFFF, kind >> 16, 4, 8
-    if start + length > len(content):
+    if start + length > min(stop, len(content)):
       raise ValueError(f'an element announces {length:,} bytes')
     yield kind, content[start : start + length]
     content = content[stop:]
 
 
-def _check_array(
-  kind: int, content: memoryview, order: str, depth: int = 0
-) -> None:
-  """Checks what an array announces, before it is allocated."""
-  if kind != _MATRIX or depth > _DEPTH:
-    raise ValueError(f'it has elements of type {kind} at depth {depth}')
-  if not content:
-    return
-  (_, flags), (_, shape), *parts = _elements(content, order)
-  array_class = struct.unpack(f'{order}I', flags[:4])[0] & 0xFF
+def _open(kind: int, content: memoryview, order: str) -> _Array:
+  """Reads what an array announces."""
+  if kind != _MATRIX:
+    raise ValueError(f'it has an element of type {kind} in place of an array')
+  if not content:  # An empty cell.
+    return _Array('', 6, (0, 0), [(9, content)], order)
+  (_, flags), (_, shape), (_, name), *parts = _elements(content, order)
   sizes = struct.unpack(f'{order}{len(shape) // 4}i', shape)
-  if min(sizes) < 0 or len(sizes) > _MOST_AXES:
+  if not 2 <= len(sizes) <= _MOST_AXES or min(sizes) < 0:
     raise ValueError(f'an array has the sizes {sizes}')
-  arrays = [part for part in parts if part[0] == _MATRIX]
-  for part in arrays:
-    _check_array(*part, order, depth + 1)
-  count = math.prod(sizes)
-  if array_class == _CELLS and count != len(arrays):
-    raise ValueError(f'{len(arrays):,} cells, not the announced {count:,}')
-  if array_class in _NUMBERS and count > sum(len(x) for _, x in parts[1:]):
-    raise ValueError(f'fewer bytes than the announced {count:,} numbers')
+  flag = struct.unpack(f'{order}I', flags[:4])[0]
+  return _Array(bytes(name).decode('latin-1'), flag, sizes, parts, order)
+
+
+def _values(array: _Array, depth: int = 0) -> np.ndarray:
+  """Reads real numbers, texts, or cells of them."""
+  array_class, count = array.flags & 0xFF, math.prod(array.sizes)
+  if array_class == _CELLS:
+    if count != len(array.parts) or depth == _DEPTH:
+      raise ValueError(
+        f'{len(array.parts):,} cells at depth {depth}, {count:,} announced'
+      )
+    cells = np.empty(count, object)
+    for i, part in enumerate(array.parts):
+      cells[i] = _values(_open(*part, array.order), depth + 1)
+    return cells.reshape(array.sizes, order='F')
+  if array_class not in (*_NUMBERS, _TEXT) or array.flags & _COMPLEX:
+    raise ValueError(
+      f'{array.name or "a cell"} has neither real numbers nor a text nor cells'
+    )
+  ((stored, data),) = array.parts
+  numbers: Any
+  if array_class == _TEXT:
+    code = _CODES[stored]
+    if code in ('utf-16', 'utf-32'):
+      code += '-le' if array.order == '<' else '-be'
+    numbers = np.array(list(bytes(data).decode(code)), 'U1')
+  else:
+    numbers = np.frombuffer(data, array.order + _STORED[stored])
+  if len(numbers) != count:
+    raise ValueError(f'{len(numbers):,} numbers of the announced {count:,}')
+  numbers = numbers.reshape(array.sizes, order='F')
+  if array_class == _TEXT:
+    return np.array([''.join(row) for row in numbers.reshape(len(numbers), -1)])
+  return numbers.astype(_NUMBERS[array_class])
 
 
 def read_npz(path: files.Path, what: str) -> dict[str, np.ndarray]:
