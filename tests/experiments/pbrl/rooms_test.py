@@ -12,13 +12,32 @@ from experiments.pbrl import contexts, contextual, four_rooms, rooms
 ROOMS = rooms.make_rooms()
 
 
+def table(goal):
+  """The transitions of a goal as (states, actions, states)."""
+  grid = rooms.process(ROOMS, np.zeros(105, np.float32), goal, 1.0).transitions
+  size = len(ROOMS.start)
+  columns = jax.jit(jax.vmap(grid.expect, 1, -1))(jnp.eye(size))
+  return np.asarray(columns)
+
+
 def test_layout():
-  assert ROOMS.transitions.shape == (2, 104, 4, 104)
-  total = ROOMS.transitions.sum(-1)
-  np.testing.assert_allclose(
-    total, np.repeat((1 - ROOMS.goals)[..., None], 4, 2)
-  )
+  assert len(ROOMS.cells) == 104 and ROOMS.weights == 105
   assert ROOMS.start.sum() == ROOMS.target.sum() == 1
+  lines = rooms.MAP.strip().splitlines()
+  for goal, (row, column) in enumerate(rooms.GOALS):
+    moves = table(goal)
+    for state in range(121):
+      r, c = divmod(state, 11)
+      r, c = r + 1, c + 1
+      expected = np.zeros((4, 121))
+      if lines[r][c] == '.' and (r, c) != (row, column):
+        steps = ((-1, 0), (0, 1), (1, 0), (0, -1))
+        for action in range(4):
+          for other, (down, right) in enumerate(steps):
+            is_open = lines[r + down][c + right] == '.'
+            after = state + is_open * (11 * down + right)
+            expected[action, after] += 0.56 if other == action else 0.44 / 3
+      np.testing.assert_allclose(moves[state], expected, atol=1e-6)
 
 
 # The leader's return at weights of zero, computed independently in NumPy.
@@ -37,7 +56,7 @@ def test_the_return_without_a_leader_and_its_gradient(x64):
     def goal_return(goal):
       process = rooms.process(ROOMS, w, goal, price)
       better = lambda _, z: contexts.improve(process, z, tau)
-      z = jax.lax.fori_loop(0, 20, better, jnp.zeros((104, 4)))
+      z = jax.lax.fori_loop(0, 20, better, jnp.zeros((121, 4)))
       z = contexts.optimum(process, z, tau)
       return contexts.leader_return(process, jax.nn.softmax(z))
 
