@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ class Settings:
   penalty: tuple[float, float] = (0.3, 10.0)
   backups: int = 5
   rates: tuple[float, ...] = (0.1, 0.5, 2.5)
-  max_grid_extensions: int = 1
+  max_grid_extensions: Annotated[int, harness.Allowed(0)] = 1
   tuning_seeds: int = 1
   seeds: int = 10
 
