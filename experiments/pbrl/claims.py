@@ -130,6 +130,30 @@ CLAIMS = (
     )
   ),
   *(
+    harness.Claim(
+      f'Four rooms, 10,000 updates, {rates}: in {words} 6 cells the {title} is '
+      f'{word} the best of HPGD, adaptive model design and zero order, by '
+      'paired intervals.',
+      run='four_rooms_long',
+      metric=f'cells_{word}{suffix}/{method}',
+      **bound,
+      published='HPGD ahead in 2 of 9',
+      presets=_FULL,
+    )
+    for suffix, rates in (
+      ('', 'one rate for all cells'),
+      ('_best_rate', 'the best rate of each cell'),
+    )
+    for method, title in (
+      ('value_penalty', 'value penalty'),
+      ('bellman_penalty', 'Bellman penalty'),
+    )
+    for word, words, bound in (
+      ('above', 'at least 1 of', {'at_least': 1}),
+      ('below', 'none of', {'at_most': 0}),
+    )
+  ),
+  *(
     _preferences(
       'can show learning from preferences: with the true reward an '
       f'actor-critic is above a constant reward by {margin:g} (areas under the '

@@ -51,12 +51,12 @@ class NumpyRooms:
   def rewards(self, w):
     """Rewards of follower and leader, both (states,)."""
     tax = 0.2 * np.exp(w) / np.exp(w).sum()
-    mine, leader = np.zeros(STATES), np.zeros(STATES)
-    mine[self.cells] = -tax[:-1]
-    mine[self.goal] = 1
+    follower, leader = np.zeros(STATES), np.zeros(STATES)
+    follower[self.cells] = -tax[:-1]
+    follower[self.goal] = 1
     leader[self.target] += 1
     leader[self.goal] -= PRICE * tax[:-1].sum()
-    return mine, leader
+    return follower, leader
 
   def solve(self, policy, rewards):
     """Values of a policy, from rewards (states,)."""
@@ -164,6 +164,7 @@ def test_the_exact_gradient_is_that_of_the_leaders_return(start):
   np.testing.assert_allclose(gradient @ DIRECTION, slope(loss), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['bellman_penalty', 'value_penalty'])
 def test_the_penalties_are_those_of_their_objectives(start, method):
   cell, params = start

@@ -1,5 +1,7 @@
 """Four rooms: the published layout, and derivatives through its optimum."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +88,38 @@ def test_verdicts():
 def test_penalties_are_two_numbers():
   with pytest.raises(harness.SettingsError, match='penalty takes 2 values'):
     settings_lib.override(four_rooms.Settings(), {'penalty': '1'})
+
+
+@pytest.mark.parametrize('preset', ['long', 'paper'])
+def test_long_presets_have_the_published_sizes(preset):
+  settings = four_rooms.PRESETS[preset]
+  settings_lib.check(settings)  # Grids without extensions are allowed.
+  assert settings.steps == 10_000 and settings.seeds >= 5
+  assert settings.temperatures == (0.001, 0.003, 0.005)
+  assert settings.rates == (0.01, 0.05, 0.1, 0.5)
+  cells = four_rooms.make_study(settings).cells
+  prices = (1.0, 3.0) if preset == 'long' else (1.0, 3.0, 5.0)
+  assert len(cells) == 3 * len(prices)
+  assert {cell['price'] for cell in cells} == set(prices)
+
+
+def test_the_best_rate_of_a_cell_is_that_of_its_reported_seeds():
+  """Two cells, three rates, two reported seeds and a tuning seed."""
+  returns = np.array(
+    [
+      [[1.0, 1.2, 9.0], [0.5, 0.5, 0.0]],
+      [[2.0, 2.2, 0.0], [0.1, 0.3, 9.0]],
+      [[np.nan, 9.0, 9.0], [0.2, 0.2, 0.0]],
+    ]
+  )
+  trials = [
+    types.SimpleNamespace(
+      trained=types.SimpleNamespace(history={'leader_return': rate[None]}),
+      members=np.arange(3),
+    )
+    for rate in returns
+  ]
+  outcome = types.SimpleNamespace(trials=trials)
+  best = lambda cell: contextual.best_rate(outcome, cell, seeds=2).tolist()
+  assert best(0) == [2.0, 2.2]
+  assert best(1) == [0.5, 0.5]
