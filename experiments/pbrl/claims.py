@@ -31,7 +31,7 @@ RUNS = {
   'stackelberg': harness.Run('stackelberg'),
   'incentive_design': harness.Run('incentive_design'),
   'four_rooms': harness.Run('four_rooms'),
-  # The published number of updates; 1.5 CPU-hours.
+  # The published number of updates; 100 minutes on a core.
   'four_rooms_long': harness.Run('four_rooms', preset='long', presets=()),
   'tax_design': harness.Run('tax_design'),
   'cartpole': harness.Run('rlhf'),
