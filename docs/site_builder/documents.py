@@ -19,7 +19,7 @@ _LANGUAGES = {'.py': 'python', '.json': 'json', '.cfg': 'ini', '.toml': 'toml'}
 
 
 def papers() -> list[str]:
-  """The folders of papers, by name."""
+  """The folders of papers and of fields with claims, by name."""
   return sorted(p.parent.name for p in ROOT.glob('experiments/*/claims.py'))
 
 

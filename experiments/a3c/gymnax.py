@@ -22,7 +22,6 @@ another one.
 
 import dataclasses
 import pathlib
-import zlib
 from typing import Annotated
 
 import jax
@@ -283,29 +282,24 @@ def evaluate(options: harness.Options) -> harness.Report:
   settings, config = options.settings, options.settings.evaluation
   known = environments.make(settings.env)
   agent = networks.agent(known.shape, known.environment.actions)
-  like = jax.eval_shape(agent.init, jax.random.key(0))
-  loaded = harness.load(options.workdir, name=settings.env, like=like)
-  count = len(jax.tree.leaves(loaded.params)[0])
-  seeds = tuple(loaded.settings.get('train.seeds', range(count)))
   act = evaluation_lib.make_act(agent, known.environment.actions, config.policy)
-
-  @jax.jit
-  @jax.vmap
-  def play(actor, seed):
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'evaluation'))
-    return evaluation_lib.play(
+  episodes, seeds, loaded = evaluation_lib.play_checkpoint(
+    options.workdir,
+    settings.env,
+    agent.init,
+    lambda params, key: evaluation_lib.play(
       known.environment,
       act,
-      actor,
+      params.actor,
       key,
       episodes=config.episodes,
       limit=known.limit,
-    )
-
+    ),
+  )
   return evaluation_lib.report(
     options,
     config,
-    play(loaded.params.actor, jnp.asarray(seeds, jnp.uint32)),
+    episodes,
     seeds=seeds,
     updates=loaded.step * loaded.settings.get('workers', settings.workers),
     about={'environment': settings.env},

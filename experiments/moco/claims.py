@@ -112,7 +112,6 @@ RUNS = {
     )
   },
   'multi_task_rl': harness.Run('multi_task_rl', presets=('smoke', 'quick')),
-  'mt10': harness.Run('multi_task_rl', preset='mt10', presets=()),
 }
 
 CLAIMS = (

@@ -31,6 +31,8 @@ RUNS = {
   'stackelberg': harness.Run('stackelberg'),
   'incentive_design': harness.Run('incentive_design'),
   'four_rooms': harness.Run('four_rooms'),
+  # The published number of updates; 100 minutes on a core.
+  'four_rooms_long': harness.Run('four_rooms', preset='long', presets=()),
   'tax_design': harness.Run('tax_design'),
   'cartpole': harness.Run('rlhf'),
   'breakout': harness.Run(
@@ -125,6 +127,30 @@ CLAIMS = (
     for name, run, below, cells in (
       ('Four rooms', 'four_rooms', 4, 9),
       ('Tax design', 'tax_design', 1, 3),
+    )
+  ),
+  *(
+    harness.Claim(
+      f'Four rooms, 10,000 updates, {rates}: in {words} 6 cells the {title} is '
+      f'{word} the best of HPGD, adaptive model design and zero order, by '
+      'paired intervals.',
+      run='four_rooms_long',
+      metric=f'cells_{word}{suffix}/{method}',
+      **bound,
+      published='HPGD ahead in 2 of 9',
+      presets=_FULL,
+    )
+    for suffix, rates in (
+      ('', 'one rate for all cells'),
+      ('_best_rate', 'the best rate of each cell'),
+    )
+    for method, title in (
+      ('value_penalty', 'value penalty'),
+      ('bellman_penalty', 'Bellman penalty'),
+    )
+    for word, words, bound in (
+      ('above', 'at least 1 of', {'at_least': 1}),
+      ('below', 'none of', {'at_most': 0}),
     )
   ),
   *(

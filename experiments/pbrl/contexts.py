@@ -12,20 +12,22 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from experiments.pbrl import grids
+
 
 class Process(NamedTuple):
   """The decision process of the follower in one context.
 
   Attributes:
-    transitions: probabilities (states, actions, states); rows of zeros end the
-      episode.
+    transitions: probabilities (states, actions, states), whose rows of zeros
+      end the episode, or a `grids.Grid`.
     rewards: of the follower, (states, actions) or (states, 1).
     leader_rewards: of the leader, (states, actions) or (states, 1).
     start: probabilities of the first state, (states,).
     discount: of both players.
   """
 
-  transitions: chex.Array
+  transitions: chex.Array | grids.Grid
   rewards: chex.Array
   leader_rewards: chex.Array
   start: chex.Array
@@ -43,49 +45,47 @@ def straight(z: chex.Array) -> chex.Array:
   return jax.lax.stop_gradient(jax.nn.softmax(z)) + zero
 
 
-def inverse(matrix: chex.Array) -> chex.Array:
-  """Inverts I - gamma P by elimination.
-
-  The matrix is diagonally dominant, so no pivoting is needed.
-  `jnp.linalg.solve` under `vmap` has hung on busy machines, and fixed-point
-  iteration needs thousands of sweeps here.
-  """
-
-  def eliminate(k, a):
-    row, column = a[k] / a[k, k], a[:, k]
-    a = a - jnp.outer(column, row)
-    a = a.at[:, k].set(-column / column[k]).at[k].set(row)
-    return a.at[k, k].set(1 / column[k])
-
-  return jax.lax.fori_loop(0, matrix.shape[-1], eliminate, matrix)
-
-
-def system(process: Process, policy: chex.Array) -> chex.Array:
-  """The matrix I - gamma P of a policy, (states, states)."""
-  chain = jnp.einsum('sa,sat->st', policy, process.transitions)
-  return jnp.eye(chain.shape[-1], dtype=chain.dtype) - process.discount * chain
+def chain(process: Process, weights: chex.Array) -> Any:
+  """The transitions summed with weights (states, actions): takes `@`."""
+  if isinstance(process.transitions, grids.Grid):
+    return process.transitions.chain(weights)
+  return jnp.einsum('sa,sat->st', weights, process.transitions)
 
 
 def invert(process: Process, policy: chex.Array):
-  """Makes a function that solves (I - gamma P) x = b for b."""
-  matrix = system(process, policy)
-  table = inverse(jax.lax.stop_gradient(matrix))
+  """Makes a function that solves (I - gamma P) x = b for b.
 
-  def solve(table):
-    def refined(product, right):
-      x = table @ right
-      return x + table @ (right - product(x))
+  Fixed-point iteration would need thousands of sweeps here.
+  """
+  moves = chain(process, policy)
+  product = lambda x: x - process.discount * (moves @ x)
+  solve, transposed = _solvers(jax.lax.stop_gradient(moves), process.discount)
 
-    return refined
+  def refined(solve):
+    def once(product, right):
+      x = solve(right)
+      return x + solve(right - product(x))
+
+    return once
 
   return lambda right: jax.lax.custom_linear_solve(
-    lambda x: matrix @ x, right, solve(table), solve(table.T)
+    product, right, refined(solve), refined(transposed)
   )
+
+
+def _solvers(moves, discount):
+  """Functions that solve with I - gamma P and with its transpose."""
+  if isinstance(moves, grids.Chain):
+    return grids.make_solvers(moves, discount)
+  eye = jnp.eye(moves.shape[-1], dtype=moves.dtype)
+  table = grids.invert(eye - discount * moves)
+  return table.__matmul__, table.T.__matmul__
 
 
 def visits(process: Process, policy: chex.Array) -> chex.Array:
   """Expected discounted visits of each state, (states,)."""
-  return inverse(system(process, policy)).T @ process.start
+  _, transposed = _solvers(chain(process, policy), process.discount)
+  return transposed(process.start)
 
 
 def soft_values(
@@ -106,7 +106,9 @@ def leader_return(process: Process, policy: chex.Array) -> chex.Array:
 
 def backup(process: Process, values: chex.Array) -> chex.Array:
   """Action values from state values, (states, actions)."""
-  return process.rewards + process.discount * process.transitions @ values
+  moves = process.transitions
+  after = moves.expect if isinstance(moves, grids.Grid) else moves.__matmul__
+  return process.rewards + process.discount * after(values)
 
 
 def improve(
@@ -194,29 +196,47 @@ def design_step(
     Chen, Yang, Li, Wang, Yang and Wang, `Adaptive Model Design for Markov
     Decision Process <https://proceedings.mlr.press/v162/chen22ab.html>`_, 2022.
   """
-
-  def backups(x):
-    process = make_process(x)
-    leader = process._replace(rewards=process.leader_rewards)
-    return backup(process, tables.values), backup(leader, tables.leader_values)
-
   process = make_process(x)
-  q, leader_q = backups(x)
-  q_slopes, leader_q_slopes = jax.jacfwd(backups)(x)
+  leader = process._replace(rewards=process.leader_rewards)
+  q, leader_q = (
+    backup(process, tables.values),
+    backup(leader, tables.leader_values),
+  )
+  q_slopes, leader_q_slopes = _backup_slopes(make_process, x, tables)
   policy = jax.nn.softmax(q / temperature)
   leader_values = jnp.sum(policy * leader_q, axis=1)
   pull = policy * (leader_q - leader_values[:, None]) / temperature
-  through = lambda weights: (
-    process.discount * jnp.einsum('sa,sat->st', weights, process.transitions)
+  through = lambda weights, table: (
+    process.discount * (chain(process, weights) @ table)
   )
-  mean = lambda weights, table: jnp.einsum('sa,sai->si', weights, table)
-  chain = through(policy)
+  # The tables of slopes may have one column for all actions.
+  mean = lambda weights, table: jnp.sum(weights[:, :, None] * table, axis=1)
   return Tables(
     temperature * jax.nn.logsumexp(q / temperature, axis=1),
     leader_values,
-    mean(policy, q_slopes) + chain @ tables.slopes,
+    mean(policy, q_slopes) + through(policy, tables.slopes),
     mean(policy, leader_q_slopes)
-    + chain @ tables.leader_slopes
+    + through(policy, tables.leader_slopes)
     + mean(pull, q_slopes)
-    + through(pull) @ tables.slopes,
+    + through(pull, tables.slopes),
   )
+
+
+def _backup_slopes(make_process, x, tables):
+  """Derivatives of both backups in the weights, at constant values."""
+
+  def rewards(x):
+    process = make_process(x)
+    return process.rewards, process.leader_rewards
+
+  slopes = jax.jacfwd(rewards)(x)
+  if isinstance(make_process(x).transitions, grids.Grid):
+    return slopes  # Of a grid, the transitions do not depend on the weights.
+
+  def after(x):
+    process = make_process(x)
+    both = jnp.stack([tables.values, tables.leader_values], axis=1)
+    moved = process.discount * process.transitions @ both
+    return moved[..., 0], moved[..., 1]
+
+  return jax.tree.map(jnp.add, slopes, jax.jacfwd(after)(x))

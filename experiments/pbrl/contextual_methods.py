@@ -102,20 +102,20 @@ def make_solver(
   }
   if method == 'zero_order':
     return bj.descend(following, zero_order(cell), **sequences)
-  if method == 'hpgd':
+  if method in ('hpgd', 'exact_gradient'):
+    loss = at_optimum if method == 'hpgd' else at_optima
     hyper = bj.gradient(
-      lambda params, batch: at_optimum(cell, params, batch),
-      name='upper',
-      of='upper',
+      lambda params, batch: loss(cell, params, batch), name='upper', of='upper'
     )
     return bj.descend(following, hyper, **sequences)
   scale = markov_games.rising(*settings.penalty, settings.steps)
   penalty = lambda count: scale(count) / cell.temperature
   # The follower moves first: a response to the weights before the update, times
   # a large penalty, would give the leader a wrong gradient.
+  forms = {'value_penalty': value_penalty, 'bellman_penalty': bellman_penalty}
   return bj.descend(
     following,
-    *penalties(cell, penalty),
+    *forms[method](cell, penalty),
     **sequences,
     # Steps along action values shift all logits of a state, so they are
     # normalised: otherwise floats lose the differences.
@@ -126,7 +126,7 @@ def make_solver(
   )
 
 
-def penalties(cell: Cell, penalty: Callable[[Any], Any]):
+def value_penalty(cell: Cell, penalty: Callable[[Any], Any]):
   """Makes the oracles of the value penalty, for follower and leader."""
   problem = bj.BilevelProblem(
     lambda x, y, batch: -cell.leader_returns(x, y, contexts.straight).mean(),
@@ -149,6 +149,67 @@ def penalties(cell: Cell, penalty: Callable[[Any], Any]):
       lambda params, directions: directions._replace(lower=None),
       ('upper',),
     ),
+  )
+
+
+def bellman_penalty(cell: Cell, penalty: Callable[[Any], Any]):
+  """Makes the oracles of the Bellman penalty, for follower and leader.
+
+  It weights a state by the visits of the optimal policy, so that it has the
+  scale of the value penalty.
+  """
+  temperature = cell.temperature
+
+  def height(process, z, best, weights):
+    # Of the follower's logits z, with the values of its optimum.
+    values = contexts.soft_values(process, best, temperature)
+    q = contexts.backup(process, values)
+    log = jax.lax.stop_gradient(jax.nn.log_softmax(z))
+    terms = contexts.straight(z) * (temperature * log - q)
+    return jnp.sum(weights * terms.sum(axis=1))
+
+  def total(x, y, value, weight, *, own):
+    best = jax.lax.stop_gradient(value)
+    gaps = []
+    for k in range(cell.study.contexts):
+      process = cell.process(x, k)
+      fixed = jax.lax.stop_gradient(process)
+      visits = contexts.visits(fixed, jax.nn.softmax(best[k]))
+      gap = height(process, y[k], best[k], visits)
+      if own:
+        gap -= height(process, best[k], best[k], visits)
+      gaps.append(gap)
+    gap = jnp.stack(gaps).mean()
+    leader = -cell.leader_returns(x, y, contexts.straight).mean()
+    return leader + weight * gap
+
+  def lower(params, batch, count):
+    del batch
+    weight = penalty(count)
+    slope = jax.grad(total, argnums=1)(
+      params.upper, params.lower, params.value, weight, own=False
+    )
+    visits = cell.over(
+      lambda p, z: contexts.visits(p, jax.nn.softmax(z)),
+      params.upper,
+      params.value,
+    )
+    counts = jnp.maximum(visits / cell.study.contexts, 1e-12)
+    slope = slope / counts[:, :, None]
+    return (), params._replace(upper=None, lower=slope, value=None), count + 1
+
+  def upper(params, batch, count):
+    del batch
+    loss, slope = jax.value_and_grad(total)(
+      params.upper, params.lower, params.value, penalty(count), own=True
+    )
+    after = params._replace(upper=slope, lower=None, value=None)
+    return (loss,), after, count + 1
+
+  start = lambda params: jnp.zeros([], jnp.int32)
+  return (
+    bj.oracle(lower, (), start, moves=('lower',)),
+    bj.oracle(upper, ('upper',), start, moves=('upper',)),
   )
 
 
@@ -175,6 +236,17 @@ def at_optimum(cell: Cell, params: Any, key: Any, x: Any = None) -> Any:
   process = cell.process(params.upper if x is None else x, k)
   best = contexts.optimum(process, params.value[k], cell.temperature)
   return -contexts.leader_return(process, jax.nn.softmax(best))
+
+
+def at_optima(cell: Cell, params: Any, batch: Any) -> Any:
+  """The leader's loss at the follower's optima in all contexts."""
+  del batch
+
+  def at_best(process, z):
+    best = contexts.optimum(process, z, cell.temperature)
+    return contexts.leader_return(process, jax.nn.softmax(best))
+
+  return -cell.over(at_best, params.upper, params.value).mean()
 
 
 def zero_order(cell: Cell):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pbrl import contexts
+from experiments.pbrl import contexts, grids
 
-_MAP = """
+MAP = """
 #############
 #.....#.....#
 #.....#.....#
@@ -36,41 +36,63 @@ TOTAL_TAX = 0.2  # Sum of all taxes.
 
 
 class Rooms(NamedTuple):
-  """The process for each goal.
+  """The layout; states are all squares within the border, row by row.
 
   Attributes:
-    transitions: (goals, cells, 4, cells); rows of a goal are zero.
-    start: probabilities of the first cell, (cells,).
-    target: indicator of the leader's cell, (cells,).
-    goals: indicators of the goals, (goals, cells).
+    slip: probabilities of the directions by action, (4, 4).
+    free: where a direction leads to a cell, (4, rows, columns).
+    cells: states that are no walls, (cells,).
+    start: probabilities of the first state, (states,).
+    target: indicator of the leader's cell, (states,).
+    goals: indicators of the goals, (goals, states).
   """
 
-  transitions: chex.Array
+  slip: chex.Array
+  free: chex.Array
+  cells: chex.Array
   start: chex.Array
   target: chex.Array
   goals: chex.Array
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Shape of a table of logits, (states, actions)."""
+    return len(self.start), len(self.slip)
+
+  @property
+  def weights(self) -> int:
+    """Number of the leader's weights."""
+    return len(self.cells) + 1
+
 
 def make_rooms() -> Rooms:
   """Makes the published layout of 104 cells."""
-  rows = _MAP.strip().splitlines()
-  cells = [
-    (r, c) for r, row in enumerate(rows) for c, x in enumerate(row) if x == '.'
-  ]
-  number = {cell: i for i, cell in enumerate(cells)}
-  moves = np.zeros((len(cells), 4, len(cells)))
-  directions = ((-1, 0), (0, 1), (1, 0), (0, -1))
-  for i, (row, column) in enumerate(cells):
-    for action in range(4):
-      for other, (down, right) in enumerate(directions):
-        after = number.get((row + down, column + right), i)
-        chance = CHOSEN if other == action else (1 - CHOSEN) / 3
-        moves[i, action, after] += chance
-  eye = np.eye(len(cells))
-  goals = np.stack([eye[number[goal]] for goal in GOALS])
-  start, target = eye[number[START]], eye[number[TARGET]]
-  moves = moves * (1 - goals)[:, :, None, None]
-  return Rooms(*map(np.float32, (moves, start, target, goals)))
+  rows = MAP.strip().splitlines()
+  open_ = np.array([[square == '.' for square in row] for row in rows])
+  inner = open_[1:-1, 1:-1]
+  # In the order of the directions of a grid.
+  free = np.stack(
+    [
+      np.roll(open_, shift, axis)[1:-1, 1:-1] & inner
+      for shift, axis in ((1, 0), (-1, 1), (-1, 0), (1, 1))
+    ]
+  )
+  slip = np.full((4, 4), (1 - CHOSEN) / 3)
+  np.fill_diagonal(slip, CHOSEN)
+
+  def at(cell):
+    indicator = np.zeros(inner.shape)
+    indicator[cell[0] - 1, cell[1] - 1] = 1
+    return indicator.ravel()
+
+  return Rooms(
+    slip.astype(np.float32),
+    free.astype(np.float32),
+    np.flatnonzero(inner),
+    at(START).astype(np.float32),
+    at(TARGET).astype(np.float32),
+    np.stack([at(goal) for goal in GOALS]).astype(np.float32),
+  )
 
 
 def process(
@@ -87,12 +109,17 @@ def process(
   Returns:
     A `Process`.
   """
-  select = lambda table: jnp.take(table, goal, axis=0)
   tax = TOTAL_TAX * jax.nn.softmax(w)[:-1]
-  at_goal = select(rooms.goals)
+  at_goal = jnp.take(rooms.goals, goal, axis=0)
+  # Walls have no tax.
+  numbers = np.full(len(rooms.start), len(rooms.cells))
+  numbers[rooms.cells] = np.arange(len(rooms.cells))
+  taxes = jnp.append(tax, 0.0)[numbers]
+  inside = numbers < len(rooms.cells)
+  active = (inside * (1 - at_goal)).reshape(rooms.free.shape[1:])
   return contexts.Process(
-    select(rooms.transitions),
-    (at_goal - tax * (1 - at_goal))[:, None],
+    grids.Grid(rooms.slip, rooms.free, active),
+    (at_goal - taxes * (1 - at_goal))[:, None],
     (rooms.target - price * jnp.sum(tax) * at_goal)[:, None],
     rooms.start,
     DISCOUNT,

@@ -11,9 +11,10 @@ General Equilibrium Economic Models with Deep Reinforcement Learning, 2021.
 Expected: HPGD, adaptive model design and the value penalty raise welfare from
 32 to 53.3. Time: 6 minutes on 2 cores.
 
-Methods: the value penalty of the paper; HPGD, the hypergradient at the exact
-response; AMD, adaptive model design, which differentiates some backups of the
-response; zero order, by random differences. A household works and buys three
+Methods: the value and the Bellman penalty of the paper; HPGD, the hypergradient
+at the exact response; AMD, adaptive model design, which differentiates some
+backups of the response; zero order, by random differences. The exact gradient
+of both tastes is a reference. A household works and buys three
 goods; its assets are its state. Two tastes are the contexts. The leader sets a
 tax on each good and one on income, and is judged by the welfare at the
 household's exact optimum. Assets and actions are on grids, so all values are
@@ -51,6 +52,7 @@ class Settings(contextual.Settings):
   """
 
   temperatures: tuple[float, ...] = (0.1, 0.2, 0.3)
+  penalty: tuple[float, float] = (0.3, 100.0)
   rates: tuple[float, ...] = (0.02, 0.1, 0.5)
   assets: Annotated[int, harness.Allowed(2)] = 21
   span: float = 50.0

@@ -2,6 +2,7 @@
 
 `environments` wraps compiled environments of gymnax. `games` are stepped in
 Python, and `stepped` stores their runs. `multi_task` shares one network among
-the tasks of `minatar` or `mt10`. `evaluation` plays whole episodes, `policies`
-stores policies in files, and `drawing` draws states.
+the games of `minatar`. `evaluation` plays whole episodes, `policies` stores
+policies in files, and `drawing` draws states. `train` runs `ppo` and the
+actor-critic; `claims` declares its run.
 """

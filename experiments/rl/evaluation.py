@@ -8,7 +8,8 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -19,7 +20,7 @@ import scipy.special
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.harness.store import files
+from experiments.harness.store import files, loading
 from experiments.rl import games, networks
 
 Policy = Literal['greedy', 'sampled']
@@ -134,6 +135,57 @@ def play(
   carry = jax.tree.map(cast, carry, jax.eval_shape(step, carry))
   _, _, _, going, returns, lengths = jax.lax.while_loop(unfinished, step, carry)
   return Episodes(jnp.where(going, jnp.nan, returns), lengths)
+
+
+def separate_key(key: chex.PRNGKey) -> chex.PRNGKey:
+  """Returns a key of evaluations that training does not use."""
+  return jax.random.fold_in(key, zlib.crc32(b'evaluation'))
+
+
+def play_checkpoint(
+  workdir: Any,
+  name: str,
+  init: Callable[[chex.PRNGKey], Any],
+  play_seed: Callable[[Any, chex.PRNGKey], Episodes],
+) -> tuple[Episodes, tuple[int, ...], loading.Loaded]:
+  """Plays episodes with the newest checkpoint of compiled training.
+
+  Args:
+    workdir: of the run.
+    name: of the checkpoint.
+    init: from a key to the params of a seed.
+    play_seed: from these params and a key to their episodes.
+
+  Returns:
+    `Episodes`, (seeds, episodes), the seeds, and the checkpoint.
+  """
+  like = jax.eval_shape(init, jax.random.key(0))
+  loaded = harness.load(workdir, name=name, like=like)
+  count = len(jax.tree.leaves(loaded.params)[0])
+  seeds = tuple(loaded.settings.get('train.seeds', range(count)))
+  return play_seeds(loaded.params, seeds, play_seed), seeds, loaded
+
+
+def play_seeds(
+  params: Any,
+  seeds: Sequence[int],
+  play_seed: Callable[[Any, chex.PRNGKey], Episodes],
+) -> Episodes:
+  """Plays episodes with the params of each seed, in one compiled program.
+
+  Args:
+    params: with a leading axis of seeds.
+    seeds: seeds of the keys.
+    play_seed: from the params of a seed and a key to its episodes.
+
+  Returns:
+    `Episodes`, (seeds, episodes).
+  """
+
+  def run(params, seed):
+    return play_seed(params, separate_key(jax.random.key(seed)))
+
+  return jax.jit(jax.vmap(run))(params, jnp.asarray(seeds, jnp.uint32))
 
 
 def chooser(act: Act, actor: Any, key: chex.PRNGKey) -> Callable[[Any], int]:

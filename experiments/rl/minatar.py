@@ -34,7 +34,7 @@ def make_tasks(names: Sequence[str]) -> multi_task.Tasks:
     def make(game):
       def act(params, key, observations):
         logits, _ = model.outputs(params, observations, game)
-        return model.family.sample(key, logits)
+        return bj.rl.categorical().sample(key, logits)
 
       return bj.rl.rollouts(
         games[game],
@@ -69,7 +69,4 @@ def make_tasks(names: Sequence[str]) -> multi_task.Tasks:
     int(counts.max()),
     np.arange(counts.max()) < counts[:, None],
     collector,
-    measure=lambda episodes: {
-      'return': bj.rl.mean_return(episodes, len(episodes.returns))
-    },
   )

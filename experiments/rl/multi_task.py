@@ -22,8 +22,7 @@ class Learning:
 
   Attributes:
     environments: number of parallel environments per task.
-    rollout: steps of each environment in an update; for mt10 the first steps of
-      an episode, to which returns and successes are limited.
+    rollout: steps of each environment in an update.
     discount: discount of rewards.
     decay: lambda of generalised advantage estimates.
     entropy: weight of the policy's entropy.
@@ -48,20 +47,18 @@ class Tasks(NamedTuple):
   Attributes:
     names: of the tasks.
     shape: of an observation.
-    actions: the largest number of actions, or the shape of a continuous action.
-    allowed: actions that each task has, bool (tasks, actions); None for all.
+    actions: the largest number of actions.
+    allowed: actions that each task has, bool (tasks, actions).
     collector: (model, indices of played tasks, learning) -> collector of
       rollouts with a leading axis of these tasks; its `episodes` has one entry
       per task.
-    measure: from such an entry to metrics by name, with `return`.
   """
 
   names: tuple[str, ...]
   shape: tuple[int, ...]
-  actions: int | tuple[int, ...]
-  allowed: np.ndarray | None
+  actions: int
+  allowed: np.ndarray
   collector: Callable[['Model', Sequence[int], Learning], bj.rl.Collector]
-  measure: Callable[[Any], dict[str, chex.Array]]
 
 
 class Model(NamedTuple):
@@ -75,17 +72,10 @@ class Model(NamedTuple):
   tasks: Tasks
   trunk: harness.Network
 
-  @property
-  def family(self) -> Any:
-    """The distribution of actions."""
-    return bj.rl.action_distribution(self.tasks.actions)
-
   def init(self, key: chex.PRNGKey) -> Any:
     """Sequences `trunk`, and `heads` with an axis of tasks."""
     one, two = jax.random.split(key)
     units, count = self._units(), len(self.tasks.names)
-    actions = self.tasks.actions
-    outputs = actions[0] if isinstance(actions, tuple) else actions
 
     def head(key, outputs, scale):
       start = jax.nn.initializers.orthogonal(scale)
@@ -95,26 +85,19 @@ class Model(NamedTuple):
 
     actor, critic = jax.random.split(two)
     heads = {
-      'actor': head(actor, outputs, 0.01),
+      'actor': head(actor, self.tasks.actions, 0.01),
       'critic': head(critic, 1, 1.0),
     }
-    if isinstance(actions, tuple):
-      heads['log_deviation'] = jnp.full([count, outputs], -0.5)
     return bj.sequences(trunk=self.trunk.init(one), heads=heads)
 
   def outputs(self, params: Any, observations: chex.Array, task: Any) -> Any:
-    """Outputs of the policy for n observations of a task, and values (n,)."""
+    """Logits for n observations of a task, (n, actions), and values (n,)."""
     features = jax.vmap(self.trunk.apply, (None, 0))(params.trunk, observations)
     apply = lambda head: features @ head['w'][task] + head['b'][task]
-    outputs = apply(params.heads['actor'])
+    logits = apply(params.heads['actor'])
     values = apply(params.heads['critic'])[:, 0]
-    if 'log_deviation' in params.heads:
-      log_deviation = params.heads['log_deviation'][task]
-      return (outputs, jnp.broadcast_to(log_deviation, outputs.shape)), values
-    if self.tasks.allowed is not None:
-      allowed = jnp.asarray(self.tasks.allowed)[task]
-      outputs = jnp.where(allowed, outputs, _INVALID_LOGIT)
-    return outputs, values
+    allowed = jnp.asarray(self.tasks.allowed)[task]
+    return jnp.where(allowed, logits, _INVALID_LOGIT), values
 
   def _units(self):
     like = jax.eval_shape(self.trunk.init, jax.random.key(0))
@@ -154,14 +137,14 @@ def make_oracle(
   def loss(params, rollout, index):
     task, lead = jnp.asarray(played)[index], rollout.rewards.shape
     flat = lambda x: x.reshape(-1, *x.shape[2:])
-    outputs, values = model.outputs(params, flat(rollout.observations), task)
+    logits, values = model.outputs(params, flat(rollout.observations), task)
     _, ahead = model.outputs(params, flat(rollout.next_observations), task)
     actor, critic, entropy = bj.rl.actor_critic_losses(
-      jax.tree.map(lambda x: x.reshape(*lead, -1), outputs),
+      logits.reshape(*lead, -1),
       values.reshape(lead),
       ahead.reshape(lead),
       rollout,
-      distribution=model.family,
+      distribution=bj.rl.categorical(),
       advantages=bj.rl.Advantages(
         learning.discount, learning.decay, learning.reward_scale, normalise=True
       ),

@@ -18,12 +18,11 @@ CartPole and Acrobot.
 """
 
 import dataclasses
+import functools
 import time
-import zlib
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bilevel_jax as bj
@@ -129,15 +128,24 @@ def check(settings: Settings) -> None:
 
 def play(parts, params, key, *, episodes, policy):
   """Plays whole episodes with fixed parameters."""
-  act = lambda params, key, inputs: parts.act(params, key, inputs, policy)
-  key = jax.random.fold_in(key, zlib.crc32(b'evaluation'))
   return evaluation_lib.play(
     parts.environment,
-    act,
+    lambda params, key, inputs: parts.act(params, key, inputs, policy),
     params,
     key,
     episodes=episodes,
     limit=parts.known.limit,
+  )
+
+
+def evaluated(settings, algorithm, policy):
+  """Makes the evaluation of a seed: (params, key) -> episodes."""
+  learning = learning_for(settings, algorithm)
+  return functools.partial(
+    play,
+    on_policy.make_parts(settings.env, learning),
+    episodes=settings.evaluation.episodes,
+    policy=policy,
   )
 
 
@@ -149,7 +157,9 @@ def train(options: harness.Options, algorithm: str) -> harness.Trained:
   updates = count_updates(settings, algorithm)
 
   def measure(context, params, state):
-    key = jax.random.fold_in(context.seed_key, context.step)
+    key = evaluation_lib.separate_key(
+      jax.random.fold_in(context.seed_key, context.step)
+    )
     measures = {
       'training_return': bj.rl.mean_return(
         state.worlds.episodes, settings.window
@@ -211,24 +221,6 @@ def frames_per_second(settings: Settings, algorithm: str) -> float:
   return count * learning.frames / min(seconds)
 
 
-def evaluate_params(settings, algorithm, params, seeds, policy):
-  """Plays episodes with the parameters of each seed."""
-  parts = on_policy.make_parts(settings.env, learning_for(settings, algorithm))
-
-  @jax.jit
-  @jax.vmap
-  def run(params, seed):
-    return play(
-      parts,
-      params,
-      jax.random.key(seed),
-      episodes=settings.evaluation.episodes,
-      policy=policy,
-    )
-
-  return run(params, jnp.asarray(seeds, jnp.uint32))
-
-
 def frames_to_solve(
   frames: np.ndarray, returns: np.ndarray, solved: float
 ) -> np.ndarray:
@@ -256,8 +248,10 @@ def main(options: harness.Options) -> harness.Report:
     results.note(at, {'environment': settings.env})
     results.add(at, frames=int(frames[-1]))
     for policy in POLICIES:
-      episodes = evaluate_params(
-        settings, algorithm, trained.params, options.seeds, policy
+      episodes = evaluation_lib.play_seeds(
+        trained.params,
+        options.seeds,
+        evaluated(settings, algorithm, policy),
       )
       returns = np.asarray(episodes.returns, np.float64).mean(axis=1)
       results.put(
@@ -316,16 +310,16 @@ def evaluate(options: harness.Options) -> harness.Report:
   """Evaluates the newest checkpoint of the first algorithm."""
   settings, algorithm = options.settings, options.settings.algorithm[0]
   learning = learning_for(settings, algorithm)
-  parts = on_policy.make_parts(settings.env, learning)
-  like = jax.eval_shape(parts.agent.init, jax.random.key(0))
-  loaded = harness.load(options.workdir, name=algorithm, like=like)
-  count = len(jax.tree.leaves(loaded.params)[0])
-  seeds = tuple(loaded.settings.get('train.seeds', range(count)))
-  policy = settings.evaluation.policy
+  episodes, seeds, loaded = evaluation_lib.play_checkpoint(
+    options.workdir,
+    algorithm,
+    on_policy.make_parts(settings.env, learning).agent.init,
+    evaluated(settings, algorithm, settings.evaluation.policy),
+  )
   return evaluation_lib.report(
     options,
     settings.evaluation,
-    evaluate_params(settings, algorithm, loaded.params, seeds, policy),
+    episodes,
     seeds=seeds,
     updates=loaded.step,
     about={'environment': settings.env, 'algorithm': algorithm},

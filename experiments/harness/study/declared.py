@@ -88,7 +88,10 @@ def load(papers: Iterable[str] = ()) -> dict[str, Declared]:
 
 
 def claims_module(paper: str) -> types.ModuleType:
-  """Imports `claims.py` of a paper; SettingsError if it declares too little."""
+  """Imports `claims.py` of a folder; SettingsError if it declares too little.
+
+  A field without a paper declares `PAPER = None`, and is in no table of papers.
+  """
   module = importlib.import_module(f'experiments.{paper}.claims')
   if missing := {'PAPER', 'RUNS', 'CLAIMS'} - set(vars(module)):
     raise errors.SettingsError(

@@ -184,6 +184,8 @@ def _papers(root: pathlib.Path) -> str:
   lines = ['| paper | solvers | result | |', '| --- | --- | --- | --- |']
   for folder in discover(root):
     module = claims_module(folder)
+    if module.PAPER is None:
+      continue
     results = []
     for metric, words in module.PAPER.headlines.items():
       # Uses the first claim about this metric.
