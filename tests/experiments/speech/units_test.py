@@ -87,3 +87,8 @@ def test_files_of_units_say_what_is_wrong(tmp_path):
   path.write_text(path.read_text().replace('cat', 'bat'))
   with pytest.raises(harness.DamagedDataError, match='digest'):
     units.load(path)
+  # In the folder of a run they are made again.
+  with pytest.warns(RuntimeWarning, match='made again'):
+    again = units.load_or_make(path, 'words', TEXTS)
+  assert again.symbols == make_units('words', tmp_path / 'other').symbols
+  assert (tmp_path / 'damaged/units.json').exists()

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.io
 
 from experiments import harness
 from experiments.harness.data import arrays, reading
@@ -96,13 +97,37 @@ def test_unusual_valid_files_are_read(tmp_path):
   np.savez(path, **wanted)
   for name, array in harness.read_npz(path, 'archive').items():
     np.testing.assert_array_equal(array, wanted[name], strict=True)
-  # Cells within cells, as MATLAB has them.
-  path = tmp_path / 'a.mat'
-  inner = data_arrays.row(np.ones((2, 3)), 'text')
-  for is_packed in (False, True):
-    path.write_bytes(data_arrays.mat(is_packed, X=data_arrays.row(inner)))
-    (cells,) = arrays.read_mat(path, 'X')
-    np.testing.assert_array_equal(cells[0, 0][0, 0], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_matlab_files_are_read_as_by_scipy(tmp_path, packed):
+  path, inner = tmp_path / 'a.mat', data_arrays.row(np.ones((2, 3)), 'wörd')
+  variables = {
+    'cells': data_arrays.row(inner, np.zeros((0, 3)), np.array(['ab', 'cd'])),
+    'table': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    'cube': np.arange(24, dtype=np.int16).reshape(2, 3, 4),
+    'single': np.float32([[0.5]]),
+    'truths': np.array([[True, False]]),
+    'text': 'wörd',
+  }
+  path.write_bytes(data_arrays.mat(packed, other={'a': 1}, **variables))
+  wanted = scipy.io.loadmat(path)
+
+  def check(one, other):
+    assert one.shape == other.shape
+    if other.dtype.hasobject:
+      assert one.dtype.hasobject
+      for x, y in zip(one.ravel(), other.ravel(), strict=True):
+        check(x, y)
+    else:
+      np.testing.assert_array_equal(one, other)
+
+  for name, array in zip(
+    variables, arrays.read_mat(path, *variables), strict=True
+  ):
+    check(array, wanted[name])
+  with pytest.raises(harness.DamagedDataError, match='neither real numbers'):
+    arrays.read_mat(path, 'other')
 
 
 def test_a_name_of_a_sequence_is_no_reference(tmp_path):
