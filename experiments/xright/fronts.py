@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,6 +38,12 @@ class Front(NamedTuple):
     """Returns a metric, (records, points, seeds)."""
     history = self.trained.history[metric]
     return history.reshape(len(history), len(self.points), -1)
+
+  def chosen_params(self) -> Any:
+    """Returns the weights at the chosen point, with a leading axis of seeds."""
+    size = len(self.points)
+    split = lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:])[self.chosen]
+    return jax.tree.map(split, self.trained.params)
 
 
 def hypervolume(points: Any, reference: Sequence[float]) -> float:

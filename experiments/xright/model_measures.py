@@ -1,8 +1,11 @@
-"""Refusals of trained models, and memory of their updates."""
+"""Refusals and conflicts of trained models, and memory of their updates."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 
 from experiments.lm import generation
 from experiments.lm.refusals import refusal_rate
@@ -38,6 +41,46 @@ def refusals(
     )
     rates[key] = refusal_rate(texts)
   return rates
+
+
+def cosines(
+  problem: problem_lib.Problem, models: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Computes the cosine between the gradients of both objectives.
+
+  Args:
+    problem: the problem; gradients are of the losses on its rows for tuning.
+    models: trained weights by name, with a leading axis of seeds.
+
+  Returns:
+    Cosines by name, (seeds,), and that of the untrained model as `start`.
+    Negative: a step on one objective raises the loss of the other one.
+  """
+  start = problem.tuning.init(problem.frozen, jax.random.key(0))
+  every = {'start': jax.tree.map(lambda leaf: leaf[None], start), **models}
+  stacked = jax.tree.map(
+    lambda *leaves: np.concatenate(leaves), *every.values()
+  )
+
+  @jax.jit
+  def compute(stacked, frozen, rows):
+    def gradient(trained, name):
+      loss = lambda t: problem_lib.measure(
+        problem, t, frozen, {name: rows[name]}
+      )[name]
+      return jax.grad(loss)(trained)
+
+    def one(trained):
+      first, second = (gradient(trained, name) for name in problem.names)
+      norms = optax.tree.norm(first) * optax.tree.norm(second)
+      return optax.tree.vdot(first, second) / norms
+
+    return jax.lax.map(one, stacked)
+
+  values = compute(stacked, problem.frozen, problem.tables['refresh'])
+  sizes = [len(jax.tree.leaves(trained)[0]) for trained in every.values()]
+  parts = np.split(np.asarray(values), np.cumsum(sizes)[:-1])
+  return dict(zip(every, parts, strict=True))
 
 
 def memory(

@@ -1,6 +1,8 @@
 """Rows that pull apart, fronts and their area, and equal gradients."""
 
 import itertools
+import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,13 @@ import bilevel_jax as bj
 from experiments.lm import byte_tokenizer, decoder, tables, tuning, weights
 from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
-from experiments.xright import conflict, conflict_data, fronts, methods
+from experiments.xright import (
+  conflict,
+  conflict_data,
+  fronts,
+  methods,
+  model_measures,
+)
 from experiments.xright import problem as problem_lib
 
 ANSWER = (
@@ -67,7 +75,9 @@ def test_rejected_answers_of_style_are_no_demonstrations():
   assert [row.answer for row in made['dpo']] == [d.answer for d in dialogues]
 
 
-@pytest.mark.parametrize('kind', ['length', 'style'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('length', marks=pytest.mark.slow), 'style']
+)
 def test_no_held_out_prompt_or_answer_is_in_training(kind):
   made = text_examples(kind)
   tokenizer = byte_tokenizer.make()
@@ -94,6 +104,47 @@ def test_no_held_out_prompt_or_answer_is_in_training(kind):
           texts[split].add(bytes(t for t in row[inside].tolist() if t < 256))
   for one, other in itertools.combinations(texts.values(), 2):
     assert one and not one & other
+
+
+@pytest.mark.parametrize(
+  ('kind', 'counts'), [('style', (1740, 646)), ('length', (607, 607))]
+)
+def test_rows_of_the_real_files(kind, counts):
+  folder = os.environ.get('BILEVEL_JAX_DATA')
+  if not folder:
+    pytest.skip(
+      'set BILEVEL_JAX_DATA to a folder with llm/ of '
+      f'{conflict_data.DIALOGUES} and its other files'
+    )
+  longest = conflict.PRESETS['quick'].longest
+  made = conflict_data.load(folder, kind, longest=longest)
+  assert tuple(map(len, made.examples.values())) == counts
+  for row in made.examples['dpo']:
+    assert max(len(row.answer), len(row.rejected)) <= longest
+
+
+def test_cosine_of_opposite_and_equal_gradients():
+  problem = types.SimpleNamespace(
+    names=('sft', 'dpo'),
+    frozen={},
+    tables={'refresh': {'sft': jnp.float32(1), 'dpo': jnp.float32(-2)}},
+    tuning=types.SimpleNamespace(init=lambda frozen, key: {'a': jnp.zeros(3)}),
+  )
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      problem_lib,
+      'measure',
+      lambda problem, trained, frozen, part: {
+        n: scale * jnp.sum(trained['a'] + scale * trained['a'] ** 2)
+        for n, scale in part.items()
+      },
+    )
+    cosines = model_measures.cosines(problem, {'end': {'a': np.ones((2, 3))}})
+  # Gradients: s + 2 s^2 a with s = 1 and -2, in every coordinate.
+  assert list(cosines) == ['start', 'end']
+  np.testing.assert_allclose(cosines['start'], [-1], rtol=1e-6)
+  np.testing.assert_allclose(cosines['end'], [1, 1], rtol=1e-6)
 
 
 def test_area_of_a_front_is_the_count_of_cells():
