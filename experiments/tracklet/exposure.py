@@ -93,13 +93,10 @@ class Settings(train.Settings):
   )
 
 
+_TRAINED = ('MOT17-02', 'MOT17-04', 'MOT17-05')
 PRESETS = {
   'quick': Settings(
-    data=simulation.Data(
-      sequences=('MOT17-02', 'MOT17-04', 'MOT17-05'),
-      simulations=2,
-      judged=1,
-    ),
+    data=simulation.Data(sequences=_TRAINED, simulations=2, judged=1),
     network=learning.Network(members=1),
     # Equal CPU time after pretraining, by `cost.measure`: 6 and 1.55 times that
     # of an update of teacher forcing.
@@ -108,7 +105,7 @@ PRESETS = {
     seeds=6,
   ),
   'smoke': Settings(
-    data=simulation.Data(simulations=1, judged=1),
+    data=simulation.Data(sequences=_TRAINED, simulations=1, judged=1),
     network=learning.Network(hidden=8, members=1),
     windows=learning.Windows(window=4, batch=4, measured=8),
     search=learning.Search(hypotheses=2, candidates=4),
