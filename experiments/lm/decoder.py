@@ -237,6 +237,7 @@ def run_layers(
     positions: (rows, length), below the length; by default they start at 0 in
       each row or segment.
     remat: whether the backward pass recomputes each layer, to save memory.
+      Otherwise it stores the products and recomputes what lies between them.
 
   Returns:
     The output of the last layer, of the same shape.
@@ -249,8 +250,9 @@ def run_layers(
   def body(x, w):
     return layer(config, w, x, rotation, attend)[0], None
 
-  if remat:
-    body = jax.checkpoint(body, prevent_cse=False)
+  # Norms and activations cost more memory than time: storing them is slower.
+  policy = None if remat else jax.checkpoint_policies.dots_saveable
+  body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   return jax.lax.scan(body, x, dict(layers))[0]
 
 

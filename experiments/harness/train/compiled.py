@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.harness.app import capacity, compile_time
+from experiments.harness.app import capacity, compile_time, memory
 from experiments.harness.store import programs
 from experiments.harness.train.context import Members, Shared
 from experiments.harness.train.placement import Layout, Placement
@@ -17,6 +17,8 @@ from experiments.harness.train.program import Carry, Program
 # compiled loop would hold all gradients at once, or copies of the weights. The
 # cost of a dispatch, about 0.1 ms, is small compared with a step of that size.
 LARGE = 2**28
+# Seconds of compiling from which the memory of the compiler is returned.
+SLOW = 1.0
 
 
 class Compiled:
@@ -136,4 +138,6 @@ class Compiled:
     compiling = compile_time.seconds() - compiling
     self._compiling += compiling
     self._running += time.monotonic() - start - compiling
+    if compiling > SLOW:
+      memory.return_freed()
     return out

@@ -49,3 +49,35 @@ def test_blocks_that_come_back_cost_no_page_faults():
 def test_what_the_environment_says_stays(monkeypatch):
   monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '131072')
   assert not memory.keep_freed()
+
+
+# Small blocks below a last one that is in use stay in the heap.
+FREED = """
+import runpy, sys
+return_freed = runpy.run_path(sys.argv[1])['return_freed']
+
+def resident():
+  with open('/proc/self/status') as file:
+    (line,) = (line for line in file if line.startswith('VmRSS'))
+  return int(line.split()[1]) >> 10
+
+blocks = [bytes(1 << 14) for _ in range(1 << 12)]
+last, blocks = blocks[-1], None
+before = resident()
+print(return_freed(), before - resident())
+"""
+
+
+def test_free_blocks_return_to_the_system():
+  if not os.path.exists('/proc/self/status'):
+    pytest.skip('the memory of a process is read from /proc.')
+  done = subprocess.run(
+    [sys.executable, '-c', FREED, str(pathlib.Path(memory.__file__))],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  returned, mebibytes = done.stdout.split()
+  if returned == 'False':
+    pytest.skip('this allocator is not that of glibc.')
+  assert int(mebibytes) > 50

@@ -157,3 +157,28 @@ def test_what_is_not_supported_is_said():
   del newer['rope_theta']
   newer['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 7.0}
   assert config_lib.from_hugging_face(newer).rope_base == 7.0
+
+
+def test_the_backward_pass_stores_only_products_of_layers():
+  params = decoder.init(SMALL, 0)
+  rows, length, config = 2, 33, SMALL
+  x = jnp.zeros((rows, length, config.width))
+
+  def stored(x):
+    run = lambda x: decoder.run_layers(config, params['layers'], x)
+    return jax.vjp(run, x)[1]
+
+  # Without the stacked weights themselves, which have no rows.
+  weights = {w.shape for w in jax.tree.leaves(params['layers'])}
+  arrays = [
+    a
+    for a in jax.tree.leaves(jax.eval_shape(stored, x))
+    if a.shape[:1] == (config.layers,) and a.shape not in weights
+  ]
+  queries = config.heads * config.head_width
+  keys = config.kv_heads * config.head_width
+  # x, o; q and attention; k and v; gate and up; scores.
+  numbers = 2 * config.width + 2 * queries + 2 * keys + 2 * config.hidden
+  numbers += config.heads * length
+  total = sum(a.size for a in arrays)
+  assert total <= config.layers * rows * length * numbers
