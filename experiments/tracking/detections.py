@@ -38,7 +38,7 @@ class Detector(NamedTuple):
     noise: of the embeddings, about its norm.
     walk: norm of the steps of a person's mean embedding, per frame.
     mixing: share of the person in front in the embedding of a fully hidden one.
-    correlation: of jitter and noise between two frames of a person.
+    correlation: shared by jitter and noise of two frames of a person.
   """
 
   detection_prob: float = 0.95

@@ -23,7 +23,7 @@ class Data:
     noise: noise of the embedding, in its norms.
     walk: steps of a person's mean embedding per frame, in its norms.
     mixing: share of the person in front in the embedding of a hidden one.
-    correlation: of jitter and noise between two frames of a person.
+    correlation: shared by jitter and noise of two frames of a person.
     simulations: simulations of each training sequence.
     judged: simulations of the held-out sequence.
   """
