@@ -65,13 +65,15 @@ RECIPES = {
 PLAIN_STEP = 0.1
 
 BILEVEL = ('v_pbgd', 'g_pbgd', 'f2sa', 'bome', 'rhg', 't_rhg', 'suggested')
-CONTROLS = ('val_only', 'noisy_train', 'clean_part')
+CONTROLS = ('val_only', 'noisy_train', 'clean_part', 'both', 'agreement')
 
 MEANINGS = {
   'suggested': 'v_pbgd with step sizes and penalty from `bj.suggest`.',
   'val_only': 'control: trains on the clean digits of the upper loss alone.',
   'noisy_train': 'control: trains on all polluted digits with equal weights.',
   'clean_part': 'control: trains on the correctly labelled digits alone.',
+  'both': 'control: trains on clean and polluted digits, of a tuned weight.',
+  'agreement': 'control: keeps the digits whose label `val_only` predicts.',
 }
 
 # Methods with an inner loop: they get the gradient budget of V-PBGD. All others

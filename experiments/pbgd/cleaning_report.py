@@ -19,11 +19,13 @@ class Outcomes(NamedTuple):
     retrained: runs of a model retrained on the digits that a method keeps at
       its selected step.
     retrained_last: as `retrained`, at the last step.
+    f1: F1 per seed of the control `agreement`, whose runs do not record it.
   """
 
   by_method: dict[str, comparison.Outcome]
   retrained: dict[str, comparison.Outcome]
   retrained_last: dict[str, comparison.Outcome]
+  f1: dict[str, np.ndarray]
 
   def retrained_accuracies(self, method: str) -> dict[str, np.ndarray]:
     """Test accuracies of the retrained models, per seed."""
@@ -35,6 +37,15 @@ class Outcomes(NamedTuple):
       )
       if method in runs and not runs[method].failure
     }
+
+
+def tuning_of(retrained: comparison.Outcome) -> dict[str, float]:
+  """The chosen step size of retraining, its edges and trials."""
+  return {
+    'retrained_scale': retrained.point['scale'],
+    'retrained_edges': len(retrained.edges),
+    'retrained_trials': max(1, len(retrained.trials)),
+  }
 
 
 def at_best(outcome: comparison.Outcome, metric: str, by: str) -> np.ndarray:
@@ -76,10 +87,14 @@ def summarise(outcomes: Outcomes, model: str) -> harness.Results:
   results = harness.Results()
   at = {'model': model}
   comparison.add_outcomes(results, outcomes.by_method, measure, at)
+  for method, f1 in outcomes.f1.items():
+    own = {'f1': f1} | outcomes.retrained_accuracies(method)
+    results.put({'method': method, **at}, own)
   for method, retrained in outcomes.retrained.items():
     if not retrained.failure:
-      scale = retrained.describe('scale')
-      results.note({'method': method, **at}, {'retrained_scale': scale})
+      place = {'method': method, **at}
+      results.put(place, tuning_of(retrained))
+      results.note(place, {'retrained_scale': retrained.describe('scale')})
   return results
 
 

@@ -10,19 +10,24 @@ Expected: on MNIST, F1 of V-PBGD from 0.96 at a tenth of polluted digits to 0.60
 at nine tenths. Time: some minutes on 2 cores.
 
 All points of the sweep and all seeds run as one compiled program. Step sizes
-are tuned at `digits.polluted` and with all clean digits only.
+are tuned at `digits.polluted` and with all clean digits only; those of `both`
+and its weight are tuned at each point.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments import harness
-from experiments.pbgd import cleaning_report, hyper_cleaning
+from experiments.harness.study import comparison
+from experiments.pbgd import cleaning_report, cleaning_runs, hyper_cleaning
 
-METHODS = ('v_pbgd', 'rhg', 'val_only', 'noisy_train', 'clean_part')
+# Its best weight of a polluted digit depends on the point.
+TUNED_BY_POINT = ('both',)
+METHODS = ('v_pbgd', 'rhg', *hyper_cleaning.CONTROLS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +75,36 @@ PRESETS = {
 
 
 def summarise(
-  outcomes: cleaning_report.Outcomes, axis: str, points: tuple[float, ...]
+  outcomes: cleaning_report.Outcomes,
+  by_point: Mapping[str, Sequence[comparison.Outcome]],
+  axis: str,
+  points: tuple[float, ...],
 ) -> tuple[harness.Results, dict[str, np.ndarray]]:
   """Collects metrics, and curves (points, seeds) by `metric/method`.
 
   Args:
     outcomes: runs, whose members are points times seeds.
+    by_point: runs of the methods that were tuned at each point.
     axis: coordinate of the points, 'polluted' or 'clean'.
     points: shares of polluted digits, or numbers of clean ones.
   """
-  shape = (len(points), -1)
-  curves = {}
-  for method, outcome in outcomes.by_method.items():
-    if outcome.failure:
-      continue
-    metrics = {
-      metric: cleaning_report.at_best(outcome, metric, 'selection_accuracy')
-      for metric in ('f1', 'test_accuracy')
-      if metric in outcome.trained.history
-    } | outcomes.retrained_accuracies(method)
-    curves |= {
-      f'{metric}/{method}': values.reshape(shape)
-      for metric, values in metrics.items()
-      if not metric.startswith('last/')
-    }
+  measured = {
+    method: _measure(outcome) | outcomes.retrained_accuracies(method)
+    for method, outcome in outcomes.by_method.items()
+    if not outcome.failure
+  }
+  for method, f1 in outcomes.f1.items():
+    measured[method] = {'f1': f1} | outcomes.retrained_accuracies(method)
+  for method, runs in by_point.items():
+    if not any(outcome.failure for outcome in runs):
+      parts = [_measure(outcome) for outcome in runs]
+      measured[method] = {m: np.stack([p[m] for p in parts]) for m in parts[0]}
+  curves = {
+    f'{metric}/{method}': values.reshape(len(points), -1)
+    for method, metrics in measured.items()
+    for metric, values in metrics.items()
+    if not metric.startswith('last/')
+  }
   results = harness.Results()
   for i, point in enumerate(points):
     if axis == 'polluted':
@@ -103,7 +114,25 @@ def summarise(
     for name, values in curves.items():
       metric, method = name.split('/')
       results.put({'method': method, axis: point}, {metric: values[i]})
+    at_point = {method: runs[i] for method, runs in by_point.items()}
+    comparison.add_outcomes(
+      results, outcomes.by_method | at_point, lambda _: {}, {axis: point}
+    )
+    for method, retrained in outcomes.retrained.items():
+      if not retrained.failure:
+        results.put(
+          {'method': method, axis: point}, cleaning_report.tuning_of(retrained)
+        )
   return results, curves
+
+
+def _measure(outcome):
+  """Metrics at the selected step, per member."""
+  return {
+    metric: cleaning_report.at_best(outcome, metric, 'selection_accuracy')
+    for metric in ('f1', 'test_accuracy')
+    if metric in outcome.trained.history
+  }
 
 
 def check(settings: Settings) -> None:
@@ -128,9 +157,23 @@ def main(options: harness.Options) -> harness.Report:
   points = getattr(settings, by_axis[axis])
   pairs = list(itertools.product(points, options.seeds))
   by_member, seeds = zip(*pairs, strict=True)
-  members = options._replace(seeds=seeds)
-  runs = hyper_cleaning.Cleaning(members, **{by_axis[axis]: by_member})
-  results, curves = summarise(runs.compare(), axis, points)
+  tuned_by_point = [m for m in settings.methods if m in TUNED_BY_POINT]
+  methods = tuple(m for m in settings.methods if m not in TUNED_BY_POINT)
+  members = options._replace(
+    seeds=seeds, settings=dataclasses.replace(settings, methods=methods)
+  )
+  runs = cleaning_runs.Cleaning(members, **{by_axis[axis]: by_member})
+  outcomes = runs.compare()
+  by_point = {
+    method: [
+      runs.at_point(
+        f'{axis}={point:g}', options.seeds, method, **{by_axis[axis]: point}
+      )
+      for point in points
+    ]
+    for method in tuned_by_point
+  }
+  results, curves = summarise(outcomes, by_point, axis, points)
   xlabel = {
     'polluted': 'fraction of digits with a redrawn label',
     'clean': 'clean digits',

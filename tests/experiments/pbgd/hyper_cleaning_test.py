@@ -17,7 +17,7 @@ from experiments import harness
 from experiments.harness.app import flags as flags_lib
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.train import placement
-from experiments.pbgd import hyper_cleaning
+from experiments.pbgd import cleaning_runs, hyper_cleaning
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -91,6 +91,49 @@ def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   assert {'curves.png', 'table.md'} <= set(os.listdir(tmp_path))
 
 
+def runs_of(**changes):
+  given = options('', **changes)._replace(workdir=None)
+  return cleaning_runs.Cleaning(given)
+
+
+def test_agreement_keeps_the_labels_that_the_clean_digits_predict():
+  runs = runs_of(methods='val_only,agreement')
+  outcomes = runs.compare()
+  best = outcomes.by_method['val_only'].trained.best.params
+  images = np.asarray(runs._parts['train'].images)
+  labels, dirty = map(np.asarray, runs._noise((0, 1), tuning=False))
+  for i in range(2):
+    layer = jax.tree.map(lambda x, i=i: np.asarray(x)[i], best)['out']
+    scores = images @ layer['kernel'] + layer['bias']
+    keep = np.argmax(scores, axis=1) == labels[i]
+    both = np.sum(keep & ~dirty[i])
+    precision, recall = both / keep.sum(), both / np.sum(~dirty[i])
+    f1 = 2 * precision * recall / (precision + recall)
+    np.testing.assert_allclose(outcomes.f1['agreement'][i], f1, rtol=1e-5)
+  retrained = outcomes.retrained_accuracies('agreement')['retrained_accuracy']
+  assert retrained.shape == (2,) and np.all(retrained > 0.3)
+  # The members learn from the kept digits alone: half of 300, half redrawn.
+  assert (
+    set(outcomes.retrained) == {'agreement'} and not outcomes.retrained_last
+  )
+
+
+def test_both_without_polluted_digits_is_training_on_the_clean_ones(
+  monkeypatch,
+):
+  monkeypatch.setattr(cleaning_runs, 'WEIGHTS', (0.0,))
+  changes = {'methods': 'val_only,both', 'grid.scales': '3'}
+  trained = runs_of(**changes).compare().by_method
+  clean, both = (trained[m].trained.params for m in ('val_only', 'both'))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), clean, both
+  )
+  monkeypatch.setattr(cleaning_runs, 'WEIGHTS', (1.0,))
+  other = runs_of(**changes).compare().by_method['both'].trained.params
+  change = other['out']['kernel'] - both['out']['kernel']
+  assert np.abs(change).max() > 1e-2
+
+
 def test_other_settings_in_one_folder_are_refused(tmp_path):
   of = lambda **changes: options(tmp_path, methods='val_only', **changes)
   harness.execute(hyper_cleaning.main, of())
@@ -105,6 +148,7 @@ def test_other_settings_in_one_folder_are_refused(tmp_path):
   [
     ({'methods': 'sgd'}, 'methods knows v_pbgd, '),
     ({'grid.steps': 5}, 'less than chunk'),
+    ({'methods': 'agreement'}, 'agreement without val_only'),
   ],
 )
 def test_wrong_settings(tmp_path, changes, message):
@@ -183,7 +227,7 @@ def iterates(one_device):
     grid=hyper_cleaning.Grid(scales=(3.0,)),
   )
   given = options('')._replace(settings=settings, workdir=None)
-  runs = hyper_cleaning.Cleaning(given)
+  runs = cleaning_runs.Cleaning(given)
   split = placement.place(runs._parts)[1].everywhere is not None
   assert split != one_device
   outcome = runs.compare().by_method['v_pbgd']
