@@ -39,7 +39,7 @@ class Outcomes(NamedTuple):
     }
 
 
-def tuning_of(retrained: comparison.Outcome) -> dict[str, float]:
+def retraining_choice(retrained: comparison.Outcome) -> dict[str, float]:
   """The chosen step size of retraining, its edges and trials."""
   return {
     'retrained_scale': retrained.point['scale'],
@@ -93,7 +93,7 @@ def summarise(outcomes: Outcomes, model: str) -> harness.Results:
   for method, retrained in outcomes.retrained.items():
     if not retrained.failure:
       place = {'method': method, **at}
-      results.put(place, tuning_of(retrained))
+      results.put(place, retraining_choice(retrained))
       results.note(place, {'retrained_scale': retrained.describe('scale')})
   return results
 

@@ -121,7 +121,8 @@ def summarise(
     for method, retrained in outcomes.retrained.items():
       if not retrained.failure:
         results.put(
-          {'method': method, axis: point}, cleaning_report.tuning_of(retrained)
+          {'method': method, axis: point},
+          cleaning_report.retraining_choice(retrained),
         )
   return results, curves
 
