@@ -17,6 +17,11 @@ _SHARED = {
   'presets': ('quick', 'paper'),
 }
 _ONLINE = 'MOTA 52.6, IDF1 51.3 (test, public detections)'
+_EXPOSURE = {'run': 'exposure', 'presets': ('quick',)}
+_SEARCHES = {
+  'search': 'search',
+  'rollouts': 'search on histories of the tracker',
+}
 _CONDITIONS = {'motion': 'Motion only', 'mixed': 'Mixed embeddings'}
 
 RUNS = {
@@ -133,53 +138,42 @@ CLAIMS = (
     harness.Claim(
       f'{title}: an oracle on mixed histories raises IDF1 of teacher forcing '
       'by at least 3 points.',
-      run='exposure',
-      presets=('quick',),
       metric=f'idf1_lead/{condition}/teacher_forcing/person',
       at_least=3,
+      **_EXPOSURE,
     )
     for condition, title in _CONDITIONS.items()
   ),
   *(
-    harness.Claim(
-      f'{title}: {words} has a higher IDF1 than teacher forcing, for equal CPU '
-      'time.',
-      run='exposure',
-      presets=('quick',),
-      metric=f'idf1_lead/{condition}/{way}/teacher_forcing/tracklet',
-      at_least=0,
-      published='ablation of the paper',
-    )
+    claim
     for condition, title in _CONDITIONS.items()
-    for way, words in (
-      ('search', 'search'),
-      ('rollouts', 'search on histories of the tracker'),
-    )
-  ),
-  *(
-    harness.Claim(
-      f'{title}: {words} takes at most 15 % more CPU time than teacher '
-      'forcing.',
-      run='exposure',
-      presets=('quick',),
-      metric=f'cpu_seconds/{condition}/{way}',
-      at_most=f'cpu_seconds/{condition}/teacher_forcing',
-      factor=1.15,
-    )
-    for condition, title in _CONDITIONS.items()
-    for way, words in (
-      ('search', 'search'),
-      ('rollouts', 'search on histories of the tracker'),
+    for way, words in _SEARCHES.items()
+    for claim in (
+      harness.Claim(
+        f'{title}: {words} has a higher IDF1 than teacher forcing, for equal '
+        'CPU time.',
+        metric=f'idf1_lead/{condition}/{way}/teacher_forcing/tracklet',
+        at_least=0,
+        published='ablation of the paper',
+        **_EXPOSURE,
+      ),
+      harness.Claim(
+        f'{title}: {words} takes at most 15 % more CPU time than teacher '
+        'forcing.',
+        metric=f'cpu_seconds/{condition}/{way}',
+        at_most=f'cpu_seconds/{condition}/teacher_forcing',
+        factor=1.15,
+        **_EXPOSURE,
+      ),
     )
   ),
   *(
     harness.Claim(
       f'{title}, search on histories of the tracker: matching by whole '
       'tracklets has a higher IDF1 than by the score of a step.',
-      run='exposure',
-      presets=('quick',),
       metric=f'idf1_lead/{condition}/rollouts/tracklet/step',
       at_least=0,
+      **_EXPOSURE,
     )
     for condition, title in _CONDITIONS.items()
   ),

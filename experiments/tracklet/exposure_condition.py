@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
+from experiments.harness.study import comparison
 from experiments.tracking import judging, near_online, scenes, tracker
 from experiments.tracklet import (
   cost,
@@ -23,6 +24,7 @@ from experiments.tracklet.train_report import FIRST
 
 MATCHINGS = near_online.MATCHINGS
 TUNING_SEED = 1_000  # First seed of the networks that rates are tuned on.
+WIDENINGS = 3  # Extensions of the grid of rates.
 
 
 def test_trials(
@@ -158,7 +160,7 @@ def tune_rates(condition: Condition) -> dict[str, float]:
   """Chooses the first learning rate of each way on the validation sequence.
 
   All ways try the same rates from the same weights, with the updates of the
-  comparison.
+  comparison. The grid of a way is extended where its end is chosen.
 
   Args:
     condition: data.
@@ -168,34 +170,61 @@ def tune_rates(condition: Condition) -> dict[str, float]:
   """
   settings = condition.options.settings
   seeds = tuple(range(TUNING_SEED, TUNING_SEED + settings.tuning_seeds))
-  folder = str(pathlib.Path(condition.options.workdir) / 'tuning')
-  options = condition.options._replace(seeds=seeds, workdir=folder)
+  folder = pathlib.Path(condition.options.workdir)
+  options = condition.options._replace(
+    seeds=seeds, workdir=str(folder / 'tuning')
+  )
   first = pretrain(condition.prepared, options).params
-  count = len(settings.factors)
-  tiled = {
-    name: np.concatenate([np.asarray(x)] * count) for name, x in first.items()
-  }
   half = settings.training.rate / 2
-  rates = np.repeat(half * np.array(settings.factors), len(seeds))
-  options, match = options._replace(seeds=seeds * count), settings.matching
-  on, chosen = {settings.validation: condition.validation}, {}
+  chosen = {}
   for way in WAYS:
-    params = train_way(way, condition.prepared, options, tiled, rates).params
-    tracks = [
-      judging.make_tracker(MATCHINGS[match], m)
-      for m in condition.models(params)
-    ]
-    judge = functools.partial(exposure_scores.judge, tracks, on)
-    scores = condition.keep(f'tuning_{way}', params, judge)
-    idf1 = scores['idf1'].reshape(count, len(seeds))
-    best = int(idf1.mean(axis=1).argmax())
     at = {'condition': condition.name, 'method': way}
-    for factor, values in zip(settings.factors, idf1):
-      condition.results.put({**at, 'rate': factor}, {'validation_idf1': values})
-    condition.results.put(at, {'rate': settings.factors[best]})
-    print(f'{condition.name}, {way}: IDF1 by rate {idf1}', flush=True)
-    chosen[way] = float(half * settings.factors[best])
+
+    def try_rates(points, widening, way=way, at=at):
+      name = f'tuning_{widening}' if widening else 'tuning'
+      factors = [point['rate'] for point in points]
+      idf1 = _validate(
+        condition,
+        way,
+        options._replace(
+          seeds=seeds * len(factors), workdir=str(folder / name)
+        ),
+        {k: np.concatenate([x] * len(factors)) for k, x in first.items()},
+        np.repeat(half * np.array(factors), len(seeds)),
+      ).reshape(len(factors), len(seeds))
+      for factor, values in zip(factors, idf1, strict=True):
+        condition.results.put(
+          {**at, 'rate': factor}, {'validation_idf1': values}
+        )
+      print(f'{condition.name}, {way}: IDF1 of {factors}: {idf1}', flush=True)
+      return [
+        comparison.Trial(point, float(values.mean()), None, np.arange(0))
+        for point, values in zip(points, idf1, strict=True)
+      ]
+
+    best, edges, _ = comparison.search(
+      {'rate': settings.factors},
+      try_rates,
+      widenings=WIDENINGS if settings.full else 0,
+    )
+    factor = best.point['rate']
+    condition.results.put(at, {'rate': factor, 'edges': len(edges)})
+    chosen[way] = float(half * factor)
   return chosen
+
+
+def _validate(condition, way, options, start, rates):
+  """Trains networks, and scores them on the validation sequence: IDF1."""
+  settings = condition.options.settings
+  params = train_way(way, condition.prepared, options, start, rates).params
+  tracks = [
+    judging.make_tracker(MATCHINGS[settings.matching], m)
+    for m in condition.models(params)
+  ]
+  on = {settings.validation: condition.validation}
+  judge = functools.partial(exposure_scores.judge, tracks, on)
+  name = f'{pathlib.Path(options.workdir).name}_{way}'
+  return condition.keep(name, params, judge)['idf1']
 
 
 def score_networks(
