@@ -84,6 +84,7 @@ def train(
     job.training(settings.steps, settings.chunk, seeds=seeds),
     harness.Measure(
       functools.partial(contextual_methods.measure, study),
+      record_start=True,
     ),
   )
   # The comparison expects one member per seed and point.

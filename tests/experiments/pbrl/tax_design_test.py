@@ -11,7 +11,7 @@ import pytest
 import bilevel_jax as bj
 from experiments import harness
 from experiments.harness.app import settings as settings_lib
-from experiments.pbrl import contextual_methods, tax_design
+from experiments.pbrl import contextual, contextual_methods, tax_design
 
 SETTINGS = tax_design.Settings(assets=7, span=12.0, hours=3, amounts=3)
 
@@ -112,3 +112,13 @@ def _started(study, method):
 def test_grids_have_two_points():
   with pytest.raises(harness.SettingsError, match='hours must be at least 2'):
     settings_lib.check(tax_design.Settings(hours=1))
+
+
+@pytest.mark.slow
+def test_all_methods_start_from_one_return(options, results):
+  """The first record is of the start, not of a later update."""
+  given = options(tax_design.PRESETS['smoke'], preset='smoke')
+  harness.execute(tax_design.main, given)
+  metrics = results()['metrics']
+  starts = [metrics[f'start_return/{method}'] for method in contextual.TITLES]
+  np.testing.assert_allclose(starts, starts[0], rtol=1e-5)
