@@ -7,8 +7,8 @@ Incentive Alignment, 2024.
 
     python -m experiments.pbrl.four_rooms --preset=quick
 
-Expected: the value penalty is above the best other method in 2 of 9 cells, and
-level in 7. Time: 8 CPU-minutes.
+Expected: the value penalty is above the best other method in 1 of 9 cells,
+level in 7 and below in 1. Time: 6 CPU-minutes.
 
 Methods: the value and the Bellman penalty of the paper; HPGD, the hypergradient
 at the exact response, with its published mean; AMD, adaptive model design,
