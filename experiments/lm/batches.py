@@ -9,13 +9,17 @@ or an answer is encoded as plain text, with a warning.
 import bisect
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
 from experiments.lm import tokenizer as tokenizer_lib
+
+# Which turns of the assistant are learned, and what happens to long examples.
+Turns = Literal['last', 'all']
+TooLong = Literal['leave_out', 'truncate']
 
 
 class Encoded(NamedTuple):
@@ -27,12 +31,13 @@ class Encoded(NamedTuple):
       `chosen_mask`, `rejected` and `rejected_mask` of a comparison; and
       `index`, the place of the example.
     lengths: length of the longer sequence, (examples,).
-    too_long: number of examples that were too long.
+    too_long: number of examples that were too long and left out.
     empty: number of examples with an empty answer after the template.
     equal: number of comparisons whose answers have equal tokens.
     refused: messages about examples that the template refuses.
     controls: number of texts of control tokens in the examples.
     places: index of each encoded example among all examples.
+    truncated: number of examples whose end was cut off.
   """
 
   rows: np.ndarray
@@ -44,6 +49,7 @@ class Encoded(NamedTuple):
   refused: tuple[str, ...] = ()
   controls: int = 0
   places: tuple[int, ...] = ()
+  truncated: int = 0
 
 
 def encode_prompt(
@@ -65,7 +71,11 @@ def encode_prompt(
 
 
 def encode_answer(
-  tokenizer: tokenizer_lib.Tokenizer, prompt: data_lib.Prompt, answer: str
+  tokenizer: tokenizer_lib.Tokenizer,
+  prompt: data_lib.Prompt,
+  answer: str,
+  *,
+  turns: Turns = 'last',
 ) -> tuple[np.ndarray, np.ndarray]:
   """Encodes a prompt with an answer.
 
@@ -73,9 +83,11 @@ def encode_answer(
     tokenizer: tokeniser of the model.
     prompt: messages, rendered by the model's template, or a text.
     answer: text of the answer, without its end token.
+    turns: 'last' to mark the answer, 'all' to mark the assistant's turns in the
+      prompt too.
 
   Returns:
-    Tokens and a mask of the answer, int32 (length,).
+    Tokens and a mask of the marked turns, int32 (length,).
 
   Raises:
     UserError: if the template does not end a dialogue with its answer.
@@ -83,26 +95,51 @@ def encode_answer(
   if isinstance(prompt, str):
     first = tokenizer.encode_plain(prompt, first=True)
     then = [*tokenizer.encode_plain(answer), tokenizer.end]
+    parts = [(first, 0), (then, 1)]
   else:
-    last = tokenizer.hide({'role': 'assistant', 'content': answer})
-    hidden = [tokenizer.hide(message) for message in prompt]
-    before = tokenizer.render(hidden, answer=True)
-    rendered = tokenizer.render([*hidden, last])
-    if not rendered.startswith(before):
+    messages = [*prompt, {'role': 'assistant', 'content': answer}]
+    parts = _encode_turns(
+      tokenizer, [tokenizer.hide(message) for message in messages], turns
+    )
+  tokens = [token for part, _ in parts for token in part]
+  mask = [marked for part, marked in parts for _ in part]
+  return np.array(tokens, np.int32), np.array(mask, np.int32)
+
+
+def _encode_turns(
+  tokenizer: tokenizer_lib.Tokenizer,
+  hidden: Sequence[tokenizer_lib.Message],
+  turns: Turns,
+) -> list[tuple[list[int], int]]:
+  """Encodes a dialogue as parts of tokens with a mark."""
+  last, done = len(hidden) - 1, 0
+  parts: list[tuple[list[int], int]] = []
+  whole = tokenizer.render(hidden)
+  for i, message in enumerate(hidden):
+    if message['role'] != 'assistant' or (turns == 'last' and i < last):
+      continue
+    before = tokenizer.render(hidden[:i], answer=True)
+    until = whole if i == last else tokenizer.render(hidden[: i + 1])
+    if not (whole.startswith(until) and until.startswith(before)):
       raise harness.UserError(
         'the chat template renders the prompt differently with and without an '
         'answer, so that the tokens of the answer are unknown: give prompts as '
-        'texts.'
+        'texts, or train on the last turn only.'
       )
-    first = tokenizer.encode_rendered(before)
-    then = tokenizer.encode_rendered(rendered[len(before) :])
-    if tokenizer.end in then:  # Drops what the template adds after the end.
-      then = then[: len(then) - then[::-1].index(tokenizer.end)]
+    parts.append((tokenizer.encode_rendered(before[done:]), 0))
+    then = tokenizer.encode_rendered(until[len(before) :])
+    done = len(until)
+    # What the template adds after the end is no part of the answer.
+    if tokenizer.end in then:
+      size = len(then) - then[::-1].index(tokenizer.end)
     else:
-      then = [*then, tokenizer.end]
-  tokens = np.array([*first, *then], np.int32)
-  mask = np.arange(len(tokens)) >= len(first)
-  return tokens, mask.astype(np.int32)
+      size = len(then)
+    parts.append((then[:size], 1))
+    if i < last:
+      parts.append((then[size:], 0))
+    elif size == 0 or then[size - 1] != tokenizer.end:
+      parts.append(([tokenizer.end], 1))
+  return parts
 
 
 def warn_of_controls(
@@ -148,11 +185,10 @@ def encode(
   source: str = '',
   flag: str = '',
   skip: bool = False,
+  turns: Turns = 'last',
+  too_long: TooLong = 'leave_out',
 ) -> Encoded:
   """Encodes examples; skips and counts unusable ones.
-
-  Long examples are skipped instead of truncated: an answer without its end
-  token would teach the model not to stop.
 
   Args:
     tokenizer: tokeniser of the model.
@@ -161,6 +197,9 @@ def encode(
     source: name of the file, for messages.
     flag: flag that allows longer examples, for messages.
     skip: whether to skip examples that the template refuses.
+    turns: as in `encode_answer`.
+    too_long: 'leave_out' skips long examples; 'truncate' cuts off their end, so
+      that an answer has no end token, and skips those whose prompt is too long.
 
   Returns:
     An `Encoded`.
@@ -177,14 +216,17 @@ def encode(
       'expected examples of one kind.'
     )
   rows, items, lengths, places = [], [], [], []
-  too_long = empty = equal = 0
+  longer = truncated = empty = equal = 0
   refused: list[str] = []
   for place, example in enumerate(examples):
     answers = [example.answer]
     if example.rejected is not None:
       answers.append(example.rejected)
     try:
-      pairs = [encode_answer(tokenizer, example.prompt, a) for a in answers]
+      pairs = [
+        encode_answer(tokenizer, example.prompt, answer, turns=turns)
+        for answer in answers
+      ]
     except harness.UserError as error:
       reason = f'{prefix}row {example.row} (from 0): {error}'
       if not skip:
@@ -192,9 +234,16 @@ def encode(
       refused.append(reason)
       continue
     length = max(len(tokens) for tokens, _ in pairs)
-    if length > max_length:
-      too_long += 1
-      continue
+    cut = length > max_length
+    if cut:
+      pairs = [(t[:max_length], m[:max_length]) for t, m in pairs]
+      # Comparisons that are cut before they differ are too long, too.
+      same = len(pairs) == 2 and np.array_equal(pairs[0][0], pairs[1][0])
+      short = any(mask.sum() < 2 for _, mask in pairs)
+      if too_long == 'leave_out' or same or short:
+        longer += 1
+        continue
+      length = max_length
     if any(mask.sum() < 2 for _, mask in pairs):
       empty += 1
       continue
@@ -207,16 +256,17 @@ def encode(
       item = {'chosen': chosen, 'chosen_mask': chosen_mask}
       item |= {'rejected': rejected, 'rejected_mask': rejected_mask}
     item['index'] = np.int32(len(items))
+    truncated += cut
     rows.append(example.row)
     places.append(place)
     items.append(item)
     lengths.append(length)
   if not items:
-    remedy = f' {flag} allows longer examples.' if flag and too_long else ''
+    remedy = f' {flag} allows longer examples.' if flag and longer else ''
     if refused:
       remedy += f' The template refuses {len(refused)}; the first: {refused[0]}'
     raise harness.UserError(
-      f'{prefix}no example of {len(examples)} is usable: {too_long} are longer '
+      f'{prefix}no example of {len(examples)} is usable: {longer} are longer '
       f'than {max_length} tokens, {empty} have an empty answer, {equal} have '
       f'two equal answers.{remedy}'
     )
@@ -230,12 +280,13 @@ def encode(
     np.array(rows),
     items,
     np.array(lengths),
-    too_long,
+    longer,
     empty,
     equal,
     tuple(refused),
     warn_of_controls(tokenizer, examples, source),
     tuple(places),
+    truncated,
   )
 
 

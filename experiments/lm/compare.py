@@ -144,7 +144,7 @@ def _train(
     settings.judge_data,
     skip=settings.bad_rows == 'skip',
     flag='--bad_rows=skip',
-    comparisons=True,
+    kind='comparisons',
   )
   if content.wrong:
     print(row_files.describe(settings.judge_data, content.wrong))
@@ -169,7 +169,7 @@ def reference_log_probs(path: str, file: str, max_length: int) -> np.ndarray:
   model, tokenizer = weights.load_both(path)
   encoded = batches.encode(
     tokenizer,
-    data_lib.read(file, comparisons=False).examples,
+    data_lib.read(file, kind='demonstrations').examples,
     max_length=max_length,
     source=file,
     flag='--max_length',

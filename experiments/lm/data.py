@@ -11,6 +11,10 @@ r"""Prompts and answers from rows in public formats.
 | `instruction`, `instances` of `input` and `output` | a prompt with several inputs (Self-Instruct) |
 | `Q`, `chosen`, `rejected` | a prompt and two answers (TRL) |
 | `chosen`, `rejected` | two dialogues that differ in their last turn (HH-RLHF) |
+| `text` | a text without a prompt, to continue training on (TRL) |
+
+A demonstration with `label` (or `kto_tag`) is an answer that is wanted or
+unwanted (TRL's format for KTO).
 
 A prompt or an answer is a text or a list of messages with `role` and `content`
 (or `from` and `value`), by `system`, `user` and `assistant`. A text with turns
@@ -19,20 +23,21 @@ after `Human:` and `Assistant:` is a dialogue under any key. Other text under
 user's turn, followed by `input` or `context`. `system` or `system_prompt` is
 prepended to a dialogue.
 
-Unsupported fields that change the meaning of a row make it invalid: `label` or
-`kto_tag` false (an unwanted answer, the format of KTO), tools and tool calls,
-images, other roles, further fields of a message. Null or empty fields count as
-missing; other keys are ignored.
+Unsupported fields that change the meaning of a row make it invalid: tools and
+tool calls, images, other roles, further fields of a message. Null or empty
+fields count as missing; other keys are ignored.
 """  # noqa: E501
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments import harness
 from experiments.lm import dialogues, row_files
 
 Prompt = dialogues.Prompt
+# Single answers, pairs of answers, or single answers with a label.
+Kind = Literal['demonstrations', 'comparisons', 'labelled']
 
 _QUESTIONS = ('prompt', 'instruction', 'question')
 _ANSWERS = ('response', 'completion', 'output', 'answer')
@@ -65,12 +70,14 @@ class Example(NamedTuple):
     prompt: messages or a text.
     answer: the answer, or the chosen answer.
     rejected: the rejected answer; None for a demonstration.
+    wanted: label of a single answer; None without one.
   """
 
   row: int
   prompt: Prompt
   answer: str
   rejected: str | None = None
+  wanted: bool | None = None
 
 
 class Read(NamedTuple):
@@ -92,7 +99,7 @@ def read(
   *,
   skip: bool = False,
   flag: str = '',
-  comparisons: bool | None = None,
+  kind: Kind | None = None,
   prompts_only: bool = False,
 ) -> Read:
   """Reads the rows of a file; reports each invalid row by line number.
@@ -101,7 +108,7 @@ def read(
     path: the file.
     skip: whether to skip invalid rows.
     flag: flag that skips invalid rows, for the message.
-    comparisons: whether rows have two answers; None allows both kinds.
+    kind: kind of the rows; None allows demonstrations and comparisons.
     prompts_only: whether to read prompts alone; answers may be missing.
 
   Returns:
@@ -120,7 +127,7 @@ def read(
           examples = [Example(row.number, as_prompt(value), '')]
         else:
           examples = as_examples(value, row.number)
-        _require_kind(examples, comparisons)
+        _require_kind(examples, kind)
         result.examples.extend(examples)
       except harness.UserError as error:
         value, reason = None, str(error)
@@ -190,10 +197,16 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     prompt, answer = dialogues.split(turns, key)
     _require_turns(row, key, turns)
     answers = [answer]
+  elif 'text' in row and not any(k in row for k in (*_QUESTIONS, *_ANSWERS)):
+    prompt, answer = _split_text(dialogues.require_text(row['text'], 'text'))
+    answers = [answer]
   else:
     prompt, answer = _demonstration(row)
     answers = [answer]
-  return Example(number, _with_system(prompt, row), *answers)
+  labels = [row[key] for key in _LABELS if isinstance(row.get(key), bool)]
+  wanted = labels[0] if labels and not pair else None
+  prompt = _with_system(prompt, row)
+  return Example(number, prompt, *answers, wanted=wanted)
 
 
 def as_prompt(row: Mapping[str, Any]) -> Prompt:
@@ -225,13 +238,7 @@ def _refuse_fields(row: Mapping[str, Any]) -> None:
       )
   for key in _LABELS:
     value = row.get(key)
-    if value is False:
-      raise harness.UserError(
-        f'{key} is false: the answer is unwanted (the format of KTO), not a '
-        'demonstration; remove the row, or pair it with a wanted answer as '
-        'prompt, chosen and rejected in a file of comparisons'
-      )
-    number = isinstance(value, (int, float)) and value is not True
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number or (isinstance(value, str) and value.lower() in _TRUTH):
       raise harness.UserError(
         f'{key} is {value!r}, expected true or false (whether the answer is '
@@ -239,17 +246,34 @@ def _refuse_fields(row: Mapping[str, Any]) -> None:
       )
 
 
-def _require_kind(
-  examples: Sequence[Example], comparisons: bool | None
-) -> None:
+def _require_kind(examples: Sequence[Example], kind: Kind | None) -> None:
   for example in examples:
     is_comparison = example.rejected is not None
-    if comparisons is not None and is_comparison != comparisons:
+    if kind is not None and is_comparison != (kind == 'comparisons'):
       kinds = ('one answer', 'two answers (chosen and rejected)')
       raise harness.UserError(
-        f'the row has {kinds[is_comparison]}, expected {kinds[comparisons]}: '
-        'put demonstrations and comparisons into separate files'
+        f'the row has {kinds[is_comparison]}, expected '
+        f'{kinds[not is_comparison]}: put demonstrations and comparisons into '
+        'separate files'
       )
+    if kind == 'labelled' and example.wanted is None:
+      raise harness.UserError(
+        'the row has no label, expected true or false (whether the answer is '
+        'wanted)'
+      )
+    if kind != 'labelled' and example.wanted is False:
+      raise harness.UserError(
+        'the label is false: the answer is unwanted (the format of KTO), not a '
+        'demonstration; train on it by --comparisons=kto_labelled, remove the '
+        'row, or pair it with a wanted answer as prompt, chosen and rejected'
+      )
+
+
+def _split_text(text: str) -> tuple[Prompt, str]:
+  """Splits a dialogue; other texts are an answer without a prompt."""
+  if dialogues.is_marked(text):
+    return dialogues.split(dialogues.parse_turns(text), 'text')
+  return '', text
 
 
 def _require_turns(

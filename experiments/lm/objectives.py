@@ -9,15 +9,17 @@
 | `dpo` | comparisons | direct preference optimisation, summed over tokens |
 | `ipo` | comparisons | margin of a fixed size, of means over tokens |
 | `kto` | comparisons | separate losses of wanted and unwanted answers |
+| `kto_labelled` | labelled answers | the same |
 | `orpo` | comparisons | odds ratio, and fine-tuning on chosen answers |
 | `uft_pairs` | comparisons | implicit rewards with targets 1 and 0 |
 
-`uft`, `dpo`, `ipo`, `kto` and `uft_pairs` compare with a reference, whose
-log-probabilities are columns of the rows, see `reference_columns`. The baseline
-of `kto` is the mean log-ratio of the batch's own answers, at least 0 and
-without a gradient; its authors use answers to other prompts, which needs
-another pass. The teacher of `distillation` runs on the same rows with the
-weights `frozen['teacher']`; it may have other sizes, but the same vocabulary.
+`uft`, `dpo`, `ipo`, `kto`, `kto_labelled` and `uft_pairs` compare with a
+reference, whose log-probabilities are columns of the rows, see
+`reference_columns`. The baseline of `kto` is the mean log-ratio of the batch's
+own answers, at least 0 and without a gradient; its authors use answers to other
+prompts, which needs another pass. The teacher of `distillation` runs on the
+same rows with the weights `frozen['teacher']`; it may have other sizes, but the
+same vocabulary.
 """
 
 import functools
@@ -30,11 +32,13 @@ import jax.numpy as jnp
 import bilevel_jax as bj
 from experiments import harness
 from experiments.lm import array_cache, decoder, log_probs, tables
+from experiments.lm import data as data_lib
 from experiments.lm import tuning as tuning_lib
 from experiments.lm.config import Config
 
 DEMONSTRATIONS = ('sft', 'chord', 'distillation', 'uft')
 COMPARISONS = ('dpo', 'ipo', 'kto', 'orpo', 'uft_pairs')
+LABELLED = ('kto_labelled',)
 MEANINGS = {
   'sft': 'negative log-probability per token.',
   'chord': 'sft with token weights p (1 - p).',
@@ -43,12 +47,13 @@ MEANINGS = {
   'dpo': 'direct preference optimisation, summed over tokens.',
   'ipo': 'a margin of a fixed size, of means over tokens.',
   'kto': 'separate losses of wanted and unwanted answers.',
+  'kto_labelled': 'kto of single answers with a label.',
   'orpo': 'odds ratio, and fine-tuning on chosen answers.',
   'uft_pairs': 'implicit rewards with targets 1 and 0.',
 }
 PAIR = ('chosen', 'rejected')
 # Objectives with a reference, and objectives that are means over tokens.
-REFERENCED = ('uft', 'dpo', 'ipo', 'kto', 'uft_pairs')
+REFERENCED = ('uft', 'dpo', 'ipo', 'kto', 'kto_labelled', 'uft_pairs')
 TOKEN_LOSSES = ('sft', 'chord', 'distillation')
 
 
@@ -72,9 +77,16 @@ class Shape(NamedTuple):
   teacher: Config | None = None
 
 
+def kind(name: str) -> data_lib.Kind:
+  """Returns the kind of rows that an objective needs."""
+  if name in DEMONSTRATIONS:
+    return 'demonstrations'
+  return 'labelled' if name in LABELLED else 'comparisons'
+
+
 def token_names(name: str) -> tuple[str, ...]:
   """Returns the names of an objective's token arrays in rows."""
-  return ('tokens',) if name in DEMONSTRATIONS else PAIR
+  return PAIR if name in COMPARISONS else ('tokens',)
 
 
 def make(
@@ -97,7 +109,7 @@ def make(
   Raises:
     SettingsError: if the name is unknown.
   """
-  known = DEMONSTRATIONS + COMPARISONS
+  known = DEMONSTRATIONS + COMPARISONS + LABELLED
   if name not in known:
     raise harness.SettingsError(
       f'unknown objective {name!r}; known: {", ".join(known)}.'
@@ -193,6 +205,10 @@ def loss(
       beta=shape.beta,
       distance=shape.distance,
     )
+  if name == 'kto_labelled':
+    total, before = answers.total, rows['reference_tokens_total']
+    wanted = rows['wanted'] > 0
+    return bj.losses.kto(total, before, wanted, total - before, beta=shape.beta)
   kind = 'mean' if name in ('ipo', 'orpo') else 'total'
   chosen, rejected = jnp.split(getattr(answers, kind), 2)
   if name == 'orpo':
@@ -237,7 +253,9 @@ def row_losses(
   by_row = jax.tree.map(
     lambda a: jnp.moveaxis(a.reshape(kinds, -1, *a.shape[1:]), 0, 1), answers
   )
-  columns = {n: a for n, a in rows.items() if n.startswith('reference_')}
+  columns = {
+    n: a for n, a in rows.items() if n.startswith(('reference_', 'wanted'))
+  }
   return jax.vmap(
     lambda row_answers, row: loss(
       name, row_answers, {n: a[None] for n, a in row.items()}, shape

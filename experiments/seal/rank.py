@@ -266,8 +266,8 @@ def rank_files(options: harness.Options) -> harness.Report:
 
   def read(path, loss):
     # None allows both: losses of single answers take the chosen one.
-    pairs = True if loss in objectives.COMPARISONS else None
-    return rows.read(path, skip=files.skip, comparisons=pairs)
+    kind = 'comparisons' if loss in objectives.COMPARISONS else None
+    return rows.read(path, skip=files.skip, kind=kind)
 
   to_rank = read(files.finetune_data, settings.losses.finetune_loss)
   safe = read(files.safe_data, settings.losses.safe_loss)

@@ -32,7 +32,7 @@ def read(
   path: str | pathlib.Path,
   *,
   skip: bool = False,
-  comparisons: bool | None = None,
+  kind: data_lib.Kind | None = None,
   prompts_only: bool = False,
 ) -> data_lib.Read:
   """Reads a user's rows with `data.read` and prints what is skipped."""
@@ -40,7 +40,7 @@ def read(
     path,
     skip=skip,
     flag='--bad_rows=skip',
-    comparisons=comparisons,
+    kind=kind,
     prompts_only=prompts_only,
   )
   if content.wrong:

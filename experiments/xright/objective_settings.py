@@ -19,12 +19,16 @@ class Files:
     output: folder of the trained model, with its adapters in `adapters`; '' for
       `model` in the workdir. A random model is written only if this is set.
     skip: whether to skip invalid rows instead of stopping at the first one.
+    keep: which model is written, the last one, or the best one: the one with
+      the least sum of held-out losses, weighted by the mixing ratio, among
+      those measured every --chunk updates.
   """
 
   sft_data: str = ''
   pref_data: str = ''
   output: str = ''
   skip: bool = False
+  keep: Literal['last', 'best'] = 'last'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,10 @@ class Losses:
     str, harness.Among(objectives.DEMONSTRATIONS, objectives.MEANINGS)
   ] = 'sft'
   comparisons: Annotated[
-    str, harness.Among(objectives.COMPARISONS, objectives.MEANINGS)
+    str,
+    harness.Among(
+      objectives.COMPARISONS + objectives.LABELLED, objectives.MEANINGS
+    ),
   ] = 'dpo'
   beta: float = 0.1
   smoothing: Annotated[float, harness.Allowed(low=0, high=0.5)] = 0.0
@@ -136,7 +143,7 @@ def read(files: Files, losses: Losses) -> tuple[dict[str, Any], dict[str, str]]:
       path,
       skip=files.skip,
       flag='--skip=True',
-      comparisons=name in objectives.COMPARISONS,
+      kind=objectives.kind(name),
     )
     if content.wrong:
       print(row_files.describe(path, content.wrong))

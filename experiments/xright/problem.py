@@ -30,7 +30,11 @@ class Sizes:
 
   Attributes:
     batch_size: rows of an update, comparisons or demonstrations.
-    buckets: lengths to which rows are padded, tokens; longer rows are left out.
+    buckets: lengths to which rows are padded, tokens.
+    too_long: what happens to rows longer than the last bucket: leave_out, or
+      truncate, which cuts off the end of their answers.
+    turns: which of the assistant's turns in a demonstration are learned, the
+      last one or all.
     held_out: rows of each kind for the report.
     refresh: rows of each kind on which MAXRIGHT evaluates both losses.
     train: largest number of rows of each kind to train on; 0 for all.
@@ -43,6 +47,8 @@ class Sizes:
 
   batch_size: int = 4
   buckets: tuple[int, ...] = (128, 256, 512)
+  too_long: batches.TooLong = 'leave_out'
+  turns: batches.Turns = 'last'
   held_out: int = 64
   refresh: int = 16
   train: Annotated[int, harness.Allowed(low=0)] = 0
@@ -146,7 +152,15 @@ def prepare(
       source=source,
       flag='--buckets, rising lengths in tokens,',
       skip=skip,
+      turns=sizes.turns if name in objectives.DEMONSTRATIONS else 'last',
+      too_long=sizes.too_long,
     )
+    columns: dict[str, np.ndarray] = {}
+    if name in objectives.LABELLED:
+      labels = [rows[place].wanted for place in encoded.places]
+      columns['wanted'] = np.array(labels, np.int32)
+    if encoded.truncated:
+      print(f'{name}: {encoded.truncated} examples truncated.')
     left_out[name] = len(rows) - len(encoded.items)
     for split, at in _split(source, encoded, sizes).items():
       part = encoded._replace(
@@ -154,13 +168,17 @@ def prepare(
         rows=encoded.rows[at],
         lengths=encoded.lengths[at],
       )
+      own = {column: values[at] for column, values in columns.items()}
+      if split == 'held_out' and own:
+        _require_both(source, own['wanted'])
       size = sizes.batch_size // sizes.micro_batches
       if split == 'train' and sizes.pack and name in objectives.TOKEN_LOSSES:
         table = tables.packed(part, size, length=sizes.buckets[-1])
       elif split == 'train':
-        table = tables.make(part, size, buckets=sizes.buckets)
+        table = tables.make(part, size, buckets=sizes.buckets, columns=own)
       else:
-        table = tables.make(part, len(at), buckets=sizes.buckets[-1:])
+        longest = sizes.buckets[-1:]
+        table = tables.make(part, len(at), buckets=longest, columns=own)
       if below is not None:
         table = tuning_lib.cache(
           model.config, below, table, dtype=tuning.dtype, folder=folder
@@ -175,6 +193,16 @@ def prepare(
         by_row = {example.row: example.prompt for example in rows}
         prompts = [by_row[int(row)] for row in part.rows]
   return Problem(tuning, model, tokenizer, frozen, splits, left_out, prompts)
+
+
+def _require_both(source: str, wanted: np.ndarray) -> None:
+  """Raises SettingsError if the labels of held-out rows are equal."""
+  if wanted.min() == wanted.max():
+    word = 'wanted' if wanted[0] else 'unwanted'
+    raise harness.SettingsError(
+      f'{source}: all {len(wanted)} held-out answers are {word}, expected both '
+      'labels, true and false: give rows of both, or raise --held_out.'
+    )
 
 
 def _split(
@@ -221,7 +249,8 @@ def measure(
 
   Returns:
     Losses by objective, and `accuracy`: the fraction of comparisons whose
-    implicit reward is higher for the chosen answer; ties count half.
+    implicit reward is higher for the chosen answer; ties count half. With
+    labels, comparisons are all pairs of a wanted and an unwanted answer.
   """
   measures = {}
   for name, table in held_out.items():
@@ -251,6 +280,12 @@ def measure(
       ]
       difference = rewards[0] - rewards[1]
       measures['accuracy'] = jnp.mean((1 + jnp.sign(difference)) / 2)
+    elif name in objectives.LABELLED:
+      rewards = stacked.total - part['reference_tokens_total']
+      wanted = part['wanted'] > 0
+      pairs = wanted[:, None] & ~wanted
+      ranks = (1 + jnp.sign(rewards[:, None] - rewards)) / 2
+      measures['accuracy'] = jnp.sum(pairs * ranks) / jnp.sum(pairs)
   return measures
 
 

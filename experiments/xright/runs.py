@@ -207,6 +207,7 @@ def run(
   identity: Any,
   record_start: bool = True,
   layout: harness.Layout | None = None,
+  select: bool = False,
 ) -> harness.Trained:
   """Trains and measures on held-out rows.
 
@@ -219,6 +220,7 @@ def run(
     identity: settings on which the run depends.
     record_start: whether to measure before the first step too.
     layout: sharding of the weights on a mesh of devices.
+    select: whether to keep the weights with the best score, see `train`.
 
   Returns:
     A `Trained`; `history` has held-out losses as `held_out/NAME`.
@@ -237,6 +239,7 @@ def run(
     plan=lambda hyper: plan,
     optimiser=lambda hyper: options.settings.optimiser.make(plan.steps),
     record_start=record_start,
+    select=select,
   )
 
 
@@ -250,6 +253,7 @@ def train(
   hyper: Any = (),
   splits: Sequence[str] = ('held_out',),
   record_start: bool = True,
+  select: bool = False,
 ) -> harness.Trained:
   """Trains the members of a run, and measures them on rows.
 
@@ -262,6 +266,8 @@ def train(
     hyper: hyperparameters with a leading axis of members.
     splits: rows to measure on.
     record_start: whether to measure before the first step too.
+    select: whether to keep the weights with the best `score`: the negative sum
+      of held-out losses, weighted by the mixing ratio.
 
   Returns:
     A `Trained`; `history` has losses as `SPLIT/NAME`.
@@ -285,6 +291,11 @@ def train(
         problem, params, context.frozen, context.data[split]
       )
       metrics |= {f'{split}/{n}': value for n, value in measures.items()}
+    if select:
+      ratio = plan(context.hyper).mixing_ratio
+      shares = (1 - ratio, ratio) if len(problem.names) == 2 else (1.0,)
+      losses = [metrics[f'held_out/{name}'] for name in problem.names]
+      metrics['score'] = -sum(s * loss for s, loss in zip(shares, losses))
     return metrics
 
   return harness.train(
@@ -301,5 +312,9 @@ def train(
     ),
     # Mapped seeds would evaluate all objectives in each step.
     training._replace(at_once=1),
-    harness.Measure(evaluate, record_start=record_start),
+    harness.Measure(
+      evaluate,
+      record_start=record_start,
+      select='score' if select else None,
+    ),
   )

@@ -22,9 +22,10 @@ without files, and needs no extra.
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
+import numpy as np
 
 from experiments import harness
 from experiments.lm import (
@@ -185,14 +186,15 @@ def export(
   options: harness.Options,
   folder: pathlib.Path,
   problem: problem_lib.Problem,
-  trained: harness.Trained,
+  params: Any,
+  step: int,
 ) -> None:
-  """Writes the first seed's model and its adapters."""
+  """Writes the first seed's model of a step, and its adapters."""
   settings, model = options.settings, problem.model
   dtype = settings.export_dtype(model.dtype)
 
   def make(folder):
-    first = jax.tree.map(lambda leaf: leaf[0], harness.as_numpy(trained.params))
+    first = jax.tree.map(lambda leaf: leaf[0], harness.as_numpy(params))
     hugging_face.export(
       folder,
       model.config,
@@ -207,9 +209,7 @@ def export(
         folder / 'adapters', model.config, first, alpha=alpha, base=base
       )
 
-  output_folders.write(
-    options.workdir, folder, f'{trained.step} {dtype.name}', make
-  )
+  output_folders.write(options.workdir, folder, f'{step} {dtype.name}', make)
   print(f'Model: {folder}')
 
 
@@ -241,7 +241,13 @@ def main(options: harness.Options) -> harness.Report:
       *(() if settings.has_fixed_length else ('steps',)),
     ),
     layout=layout,
+    select=settings.files.keep == 'best',
   )
+  params, step = trained.params, trained.step
+  if settings.files.keep == 'best':
+    params, step = trained.best.params, int(trained.best.step[0])
+    print(f'Step {step} is kept, by the losses on held-out rows.')
+  (record,) = np.flatnonzero(trained.steps == step)
   results = harness.Results()
   curves = {}
   for name in problem.names:
@@ -249,15 +255,15 @@ def main(options: harness.Options) -> harness.Report:
     history = trained.history[f'held_out/{name}']
     curves[name] = trained.steps, history
     results.add(start, loss=history[0])
-    results.add(at, loss=history[-1])
-    if name in objectives.COMPARISONS:
+    results.add(at, loss=history[record])
+    if name not in objectives.DEMONSTRATIONS:
       history = trained.history['held_out/accuracy']
       results.add(start, accuracy=history[0])
-      results.add(at, accuracy=history[-1])
+      results.add(at, accuracy=history[record])
   for name, accuracy in problem_lib.length_controls(problem).items():
     results.add({'objective': name}, accuracy=accuracy)
   if exported:
-    export(options, folder, problem, trained)
+    export(options, folder, problem, params, step)
   figure = harness.draw_curves(
     curves, xlabel='updates', ylabel='loss on held-out rows'
   )

@@ -161,7 +161,7 @@ SPOILED = [
     lambda row: {'messages': [turn('user', 'a'), turn('tool', 'b')]},
     "role 'tool'",
   ),
-  (lambda row: {'text': 'a'}, 'keys are'),
+  (lambda row: {'texts': 'a'}, 'keys are'),
   (lambda row: [row], 'a list, expected an object'),
   (lambda row: None, 'a null, expected an object'),
 ]

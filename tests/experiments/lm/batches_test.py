@@ -100,6 +100,61 @@ def test_no_token_merges_across_prompt_and_answer():
     batches.encode_answer(merging(), USER, 'a')
 
 
+DIALOGUE = (
+  *USER,
+  {'role': 'assistant', 'content': 'abb'},
+  {'role': 'user', 'content': 'So'},
+)
+
+
+def test_all_turns_of_the_assistant_are_marked():
+  """The tokens are those of the whole dialogue."""
+  pytest.importorskip('jinja2', reason='templates need the extra llm')
+  words = merging(TEMPLATE)
+  last, last_mask = batches.encode_answer(words, DIALOGUE, 'c')
+  tokens, mask = batches.encode_answer(words, DIALOGUE, 'c', turns='all')
+  assert words.decode(tokens) == words.decode(last)
+  marked = ''.join(
+    words.decode([token]) if one else '_' for token, one in zip(tokens, mask)
+  )
+  assert [part for part in marked.split('_') if part] == ['abb</s>', 'c</s>']
+  assert words.decode(last[last_mask == 1]) == 'c</s>'
+  # A template whose turns have no end token: only the last answer gets one.
+  words = merging(TEMPLATE.replace('</s>', ''))
+  tokens, mask = batches.encode_answer(words, DIALOGUE, 'c', turns='all')
+  assert words.decode(tokens[mask == 1]) == 'abb\nc\n</s>'
+  # A template that shows only the last answer, as some do with thoughts.
+  hides = '{% if m.role == "assistant" and not loop.last %}{% else %}'
+  words = merging(
+    TEMPLATE.replace('{{ m.content }}', hides + '{{ m.content }}{% endif %}')
+  )
+  with pytest.raises(harness.UserError, match='or train on the last turn'):
+    batches.encode_answer(words, DIALOGUE, 'c', turns='all')
+  # Each turn gets the log-probability that it has as a last turn.
+  words = merging(TEMPLATE)
+  tokens, mask = batches.encode_answer(words, DIALOGUE, 'c', turns='all')
+  first, first_mask = batches.encode_answer(words, DIALOGUE[:1], 'abb')
+  np.testing.assert_array_equal(tokens[: len(first)], first)
+  np.testing.assert_array_equal(mask[: len(first)], first_mask)
+
+
+def test_long_examples_are_truncated():
+  words = merging()
+  examples = [
+    data.Example(0, 'ab', 9 * 'xy', 'yx'),
+    data.Example(1, 12 * 'ab', 'xy', 'yx'),  # No room for its answers.
+    data.Example(2, 'ab', 'xy', 'yx'),
+    data.Example(3, 'ab', 9 * 'xy', 9 * 'xy' + 'a'),  # Equal after the cut.
+  ]
+  result = batches.encode(words, examples, max_length=8, too_long='truncate')
+  assert (result.truncated, result.too_long, result.equal) == (1, 2, 0)
+  np.testing.assert_array_equal(result.rows, [0, 2])
+  assert words.decode(result.items[0]['chosen']) == '\nabxyxyx'
+  assert words.decode(result.items[0]['rejected']) == '\nabyx</s>'
+  assert result.items[0]['chosen_mask'].tolist() == 3 * [0] + 5 * [1]
+  assert result.lengths.tolist() == [8, 6]
+
+
 def pairs():
   letters = 'abcdefghij'
   return [

@@ -130,9 +130,16 @@ GOOD = (
     {'instruction': 'Hi', 'output': 'Human: 46\nDog: 78'},
     (USER, 'Human: 46\nDog: 78', None),
   ),
+  # Texts to continue training on, and one that is a dialogue.
+  ({'text': ' Once. '}, ('', ' Once. ', None)),
+  (
+    {'text': 'Human: Hi\n\nAssistant: So\n\nHuman: Hm\n\nAssistant: Yes'},
+    (TURNS[:3], 'Yes', None),
+  ),
 )
 BAD = (
-  ({'text': 'x'}, r"keys are \['text'\]; expected messages"),
+  ({'texts': 'x'}, r"keys are \['texts'\]; expected messages"),
+  ({'text': ' '}, "text is ' ', expected a text"),
   ({'prompt': 'Hi', 'response': ' '}, "response is ' ', expected a text"),
   ({'prompt': 7, 'response': 'a'}, 'prompt is int, expected a text'),
   ({'prompt': 'Hi', 'output': None}, r"keys are \['prompt'\]"),
@@ -140,9 +147,9 @@ BAD = (
   # Unwanted answers, or labels of unclear meaning.
   (
     {'prompt': 'Hi', 'completion': 'No', 'label': False},
-    'label is false: the answer is unwanted .*KTO.* remove the row, or pair',
+    'label is false: the answer is unwanted .*KTO.* remove the .*row, or pair',
   ),
-  ({'messages': list(TURNS), 'kto_tag': False}, 'kto_tag is false'),
+  ({'messages': list(TURNS), 'kto_tag': False}, 'the label is false'),
   ({'prompt': 'Hi', 'completion': 'No', 'label': 0}, 'label is 0, expected'),
   ({'prompt': 'Hi', 'completion': 'a', 'label': 'False'}, "label is 'False'"),
   # Unsupported roles, fields and contents of messages.
@@ -242,7 +249,7 @@ def test_valid_rows(tmp_path, name):
   examples, skipped = data.read_examples(path)
   assert not skipped
   for number, (example, (_, expected)) in enumerate(zip(examples, GOOD)):
-    assert example == (number, *expected)
+    assert example[:4] == (number, *expected)
 
 
 def test_skipped_rows_are_described_in_one_line(tmp_path):
@@ -275,9 +282,29 @@ def test_instances_of_a_row_share_its_number(tmp_path):
   examples, _ = data.read_examples(path)
   user = lambda text: ({'role': 'user', 'content': text},)
   assert examples[1:] == [
-    (1, user('Add\n\n1 2'), '3', None),
-    (1, user('Add'), 'What?', None),
+    (1, user('Add\n\n1 2'), '3', None, None),
+    (1, user('Add'), 'What?', None, None),
   ]
+
+
+def test_labelled_answers_need_their_objective(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  rows = [{'prompt': 'Hi', 'completion': 'a', 'label': True}]
+  rows.append({'messages': list(TURNS), 'kto_tag': False})
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  examples = data.read(path, kind='labelled').examples
+  assert [one.wanted for one in examples] == [True, False]
+  assert examples[0][:4] == (0, 'Hi', 'a', None)
+  for kind in ('demonstrations', None):
+    with pytest.raises(harness.UserError, match=r'line 2 .*kto_labelled'):
+      data.read(path, kind=kind)
+  for row, match in (
+    ({'prompt': 'Hi', 'completion': 'a'}, 'the row has no label, expected tru'),
+    ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, 'expected one answer'),
+  ):
+    path.write_text(json.dumps(row))
+    with pytest.raises(harness.UserError, match=match):
+      data.read(path, kind='labelled')
 
 
 def test_the_seed_tasks_of_alpaca():

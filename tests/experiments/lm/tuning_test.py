@@ -46,7 +46,8 @@ def plain_totals(config, params, part, name):
   logits -= logits.max(-1, keepdims=True)
   log_probs_ = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   totals, means = [], []
-  for row, tokens, mask in zip(log_probs_, part[name], part[f'{name}_mask']):
+  masks = part[tuning.mask_name(name)]
+  for row, tokens, mask in zip(log_probs_, part[name], masks):
     at = np.flatnonzero(mask)
     own = [row[t - 1, tokens[t]] for t in at]
     totals.append(sum(own))
@@ -163,6 +164,32 @@ def test_losses_of_comparisons_are_those_of_plain_numpy():
   margins = -np.log(sigmoid(0.3 * margin)) * 0.9
   margins -= np.log(sigmoid(-0.3 * margin)) * 0.1
   np.testing.assert_allclose(result['dpo'][1], margins, rtol=2e-4)
+
+
+def test_the_loss_of_labelled_answers_is_that_of_plain_numpy():
+  """Single answers, three wanted and two not; the baseline is their mean."""
+  wanted = np.array([1, 0, 1, 1, 0], np.int32)
+  table = tables.make(demonstrations(), 5, columns={'wanted': wanted})
+  tuned = tuning.Tuning(SMALL, rank=2, weights=('v',))
+  _, frozen = tuned.split(model())
+  (part,) = objectives.reference_columns(tuned, frozen, table).parts
+  trained = changed(tuned, frozen)
+  before, now = (
+    plain_totals(SMALL, params, part, 'tokens')[0]
+    for params in (model(), tuned.merged(trained, model()))
+  )
+  gains = now - before
+  point = max(gains.mean(), 0)
+  signs = 2 * wanted - 1
+  expected = np.mean(1 - 1 / (1 + np.exp(-0.3 * signs * (gains - point))))
+  shape = objectives.Shape(beta=0.3)
+
+  def run(trained, part):
+    name = 'kto_labelled'
+    result = objectives.answers(name, tuned, trained, frozen, part, shape)
+    return objectives.loss(name, result, part, shape)
+
+  np.testing.assert_allclose(jax.jit(run)(trained, part), expected, rtol=2e-4)
 
 
 def demonstrations(count=5):

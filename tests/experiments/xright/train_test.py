@@ -220,7 +220,7 @@ def test_rows_are_checked_before_the_model_is_loaded(tmp_path):
   """The model is missing, but errors about rows come first."""
   good = {'prompt': 'a', 'response': 'b'}
   for name, rows in (
-    ('bad', [good, {'text': 'c'}]),
+    ('bad', [good, {'texts': 'c'}]),
     ('good', [good]),
     ('pairs', [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, good]),
   ):
@@ -374,7 +374,7 @@ def test_errors_of_files_name_the_flag_that_helps(tmp_path):
   files = {n: f'{tmp_path}/{p}.jsonl' for n, p in zip(FILES, 'ab')}
   settings = change(train.Settings(model=f'{tmp_path}/model'), **files)
   wrong = tmp_path / 'c.jsonl'
-  wrong.write_text('\n{"text": "no row"}\n')
+  wrong.write_text('\n{"texts": "no row"}\n')
   for more, match in (
     ({'sft_data': str(wrong)}, r'c.jsonl, line 2 \(row 0 .*--skip=True skips'),
     ({'sft_data': str(tmp_path)}, 'is a folder, expected a file of rows'),
@@ -494,6 +494,69 @@ def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   assert again.decode([*again.encode(text), 256]) == f'{text}</s>'
   assert again.end == first_tokenizer.end
   assert again.numbers() == first_tokenizer.numbers()
+
+
+def test_the_best_step_is_written(tmp_path):
+  """A step size that is too large makes the last losses worse."""
+  llm = all(map(importlib.util.find_spec, ('safetensors', 'tokenizers')))
+  metrics = run_made_up(
+    tmp_path / 'run',
+    method='mix',
+    mixing_ratio=0.25,
+    steps=16,
+    learning_rate=0.1,
+    keep='best',
+    output=str(tmp_path / 'out') if llm else '',
+  )
+  lines = (tmp_path / 'run/mix/metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  losses = [[row[f'held_out/{n}'][0] for n in ('sft', 'dpo')] for row in rows]
+  scores = [0.75 * sft + 0.25 * dpo for sft, dpo in losses]
+  best = losses[np.argmin(scores)]
+  assert best not in (losses[0], losses[-1])
+  for name, value in zip(('sft', 'dpo'), best, strict=True):
+    assert metrics[f'loss/{name}'] == pytest.approx(value)
+  if llm:
+    written = weights.load(tmp_path / 'out')
+    problem, _ = train.prepare(
+      harness.Options(
+        *('xright', 'train', 'smoke', MADE_UP, str(tmp_path), None, (0,))
+      )
+    )
+    table = problem.tables['held_out']
+    full = problem._replace(tuning=problem.tuning._replace(rank=0))
+    again = problem_lib.measure(full, written.params, {}, table)
+    assert float(again['sft']) == pytest.approx(metrics['loss/sft'], rel=1e-4)
+
+
+def test_labelled_answers_are_learned(tmp_path):
+  """Wanted answers are ranked above unwanted ones after training."""
+  *_, examples = problem_lib.made_up(24)
+  rows = []
+  for one in examples['dpo']:
+    for answer, label in ((one.answer, True), (one.rejected, False)):
+      row = {'prompt': one.prompt, 'completion': answer, 'label': label}
+      rows.append(json.dumps(row))
+  file = tmp_path / 'labelled.jsonl'
+  file.write_text('\n'.join(rows))
+  values = dict(
+    method='comparisons',
+    comparisons='kto_labelled',
+    pref_data=str(file),
+    held_out=16,
+    refresh=1,
+    batch_size=4,
+    steps=40,
+    chunk=20,
+  )
+  metrics = run_made_up(tmp_path / 'run', **values)
+  assert metrics['loss/kto_labelled/start'] == pytest.approx(0.5, rel=1e-5)
+  assert metrics['loss/kto_labelled'] < 0.5
+  assert metrics['accuracy/kto_labelled/start'] == 0.5  # All rewards are 0.
+  assert metrics['accuracy/kto_labelled'] > 0.55
+  file.write_text('\n'.join(rows[::2]))
+  with pytest.raises(harness.SettingsError, match='16 held-out answers are wa'):
+    run_made_up(tmp_path / 'one', **values)
 
 
 def test_a_teacher_needs_the_tokenizer_of_the_model(tmp_path):

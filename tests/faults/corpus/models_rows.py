@@ -54,7 +54,7 @@ _SECOND = {
   'lacks its answer': {'prompt': 'a'},
   'has a number for its answer': {'prompt': 'a', 'response': 1},
   'has an empty answer': {'prompt': 'a', 'response': ' '},
-  'has other keys': {'text': 'a'},
+  'has other keys': {'texts': 'a'},
   'has an unknown role': {'messages': [{'role': 'x', 'content': 'a'}]},
   'has a message that is a text': {'messages': ['a']},
   'has no turn of a user': {
