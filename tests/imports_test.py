@@ -151,6 +151,7 @@ assert not xla_bridge.backends_are_initialized()
 
 def test_importing_experiments_changes_nothing():
   """No flag of XLA, no signal handler, no hook, and XLA does not start."""
+  pytest.importorskip('jinja2', reason='needs the extra llm')
   done = subprocess.run(
     [sys.executable, '-c', IMPORTS],
     cwd=ROOT,
@@ -208,6 +209,7 @@ def test_no_data_is_run():
 
 @pytest.mark.parametrize('folder', ['bilevel_jax', 'experiments', 'tests'])
 def test_ruff_refuses_calls_that_run_data(folder):
+  pytest.importorskip('ruff', reason='needs the extra test')
   code = 'import marshal, pickle\n' + ''.join(
     f'{call}\n'
     for call in (

@@ -34,6 +34,9 @@ RUNS = {
   # The published number of updates; 100 minutes on a core.
   'four_rooms_long': harness.Run('four_rooms', preset='long', presets=()),
   'tax_design': harness.Run('tax_design'),
+  'tax_design_penalty': harness.Run(
+    'tax_design', flags=('--penalty=0.3,1000',), presets=()
+  ),
   'cartpole': harness.Run('rlhf'),
   'breakout': harness.Run(
     'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_FULL
