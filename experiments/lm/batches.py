@@ -114,13 +114,13 @@ def _encode_turns(
   """Encodes a dialogue as parts of tokens with a mark."""
   last, done = len(hidden) - 1, 0
   parts: list[tuple[list[int], int]] = []
-  whole = tokenizer.render(hidden)
+  text = tokenizer.render(hidden)
   for i, message in enumerate(hidden):
     if message['role'] != 'assistant' or (turns == 'last' and i < last):
       continue
     before = tokenizer.render(hidden[:i], answer=True)
-    until = whole if i == last else tokenizer.render(hidden[: i + 1])
-    if not (whole.startswith(until) and until.startswith(before)):
+    until = text if i == last else tokenizer.render(hidden[: i + 1])
+    if not (text.startswith(until) and until.startswith(before)):
       raise harness.UserError(
         'the chat template renders the prompt differently with and without an '
         'answer, so that the tokens of the answer are unknown: give prompts as '

@@ -239,7 +239,7 @@ def test_each_row_is_read_right_or_has_a_reason(
         assert '\n' not in str(error)
     return
   content = data.read(path, skip=True)
-  assert [tuple(one) for one in content.examples] == expected
+  assert [tuple(one)[:4] for one in content.examples] == expected
   assert len(content.wrong) == len(reasons)
   for line, (place, word) in zip(content.wrong, reasons):
     assert line.startswith(place) and word in line and '\n' not in line

@@ -595,7 +595,10 @@ def test_the_exported_model_is_that_of_the_last_step(tmp_path, monkeypatch):
     params = jax.tree.map(lambda w: w[None] + plan.steps, model.params)
     history = {'held_out/accuracy': np.zeros((2, 1))}
     return types.SimpleNamespace(
-      params=params, step=plan.steps, steps=[0, plan.steps], history=history
+      params=params,
+      step=plan.steps,
+      steps=np.array([0, plan.steps]),
+      history=history,
     )
 
   monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
