@@ -204,7 +204,7 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     prompt, answer = _demonstration(row)
     answers = [answer]
   labels = [row[key] for key in _LABELS if isinstance(row.get(key), bool)]
-  wanted = labels[0] if labels and not pair else None
+  wanted = labels[0] if labels else None
   prompt = _with_system(prompt, row)
   return Example(number, prompt, *answers, wanted=wanted)
 

@@ -149,7 +149,7 @@ def _message(change):
 
 SPOILED = [
   (lambda row: {**row, 'label': False}, 'label is false'),
-  (lambda row: {**row, 'kto_tag': False}, 'kto_tag is false'),
+  (lambda row: {**row, 'kto_tag': False}, 'the label is false'),
   (lambda row: {**row, 'tools': [{'name': 'f'}]}, 'tools is not supported'),
   (lambda row: {**row, 'images': ['a.png']}, 'images is not supported'),
   (_message({'tool_calls': [{'id': 0}]}), "field 'tool_calls'"),
