@@ -388,8 +388,6 @@ def check(settings: Settings) -> None:
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='a3c',
-  binary='atari',
   check=check,
   renamed={'compared': 'throughput_gradients'},
   modes={'evaluate': evaluate},

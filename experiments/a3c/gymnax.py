@@ -312,12 +312,7 @@ def render(options: harness.Options) -> None:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='a3c',
-  binary='gymnax',
-  check=check,
-  modes={'evaluate': evaluate, 'render': render},
+  main, PRESETS, check=check, modes={'evaluate': evaluate, 'render': render}
 )
 
 

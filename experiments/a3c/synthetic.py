@@ -246,12 +246,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='a3c',
-  binary='synthetic',
-  check=check,
-  renamed={'tuning_seeds': 'tuning.seeds'},
+  main, PRESETS, check=check, renamed={'tuning_seeds': 'tuning.seeds'}
 )
 
 

@@ -302,7 +302,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='aipod', binary='synthetic')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -244,14 +244,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='bl_just',
-  binary='train',
-  check=check,
-  renamed=presets.RENAMED,
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=presets.RENAMED)
 
 
 if __name__ == '__main__':

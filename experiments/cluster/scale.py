@@ -134,7 +134,7 @@ def main(options: harness.Options) -> harness.Report:
   return harness.Report(results, rows=('part', 'name'))
 
 
-STUDY = harness.Study(main, PRESETS, paper='cluster', binary='scale')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -92,11 +92,6 @@ RENAMED = {
   'widen': 'grid.max_grid_extensions',
   'grid.widen': 'grid.max_grid_extensions',
 }
-STUDY_ARGUMENTS = {
-  'paper': 'moco',
-  'renamed': RENAMED,
-}  # Arguments of all studies.
-
 # Small settings of the smoke presets.
 SMOKE: dict[str, Any] = {
   'methods': ('mean', 'moco', 'moco_no_memory', 'moco_exact'),

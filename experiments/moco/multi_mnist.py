@@ -206,9 +206,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, binary='multi_mnist', check=check, **compare.STUDY_ARGUMENTS
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=compare.RENAMED)
 
 
 if __name__ == '__main__':

@@ -261,8 +261,6 @@ def draw(
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='moco',
-  binary='multi_task_rl',
   check=check,
   renamed=compare.RENAMED | {'episodes': 'learning.window'},
 )

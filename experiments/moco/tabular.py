@@ -324,11 +324,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  binary='tabular',
-  check=compare.check,
-  **compare.STUDY_ARGUMENTS,
+  main, PRESETS, check=compare.check, renamed=compare.RENAMED
 )
 
 

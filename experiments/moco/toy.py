@@ -313,7 +313,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='moco', binary='toy')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -161,14 +161,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='pbgd',
-  binary='hyper_cleaning',
-  check=check,
-  renamed=RENAMED,
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=RENAMED)
 
 if __name__ == '__main__':
   harness.run(STUDY)

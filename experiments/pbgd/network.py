@@ -343,9 +343,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='pbgd', binary='network', check=check
-)
+STUDY = harness.Study(main, PRESETS, check=check)
 
 if __name__ == '__main__':
   harness.run(STUDY)

@@ -210,12 +210,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='pbgd',
-  binary='pollution',
-  check=check,
-  renamed=hyper_cleaning.RENAMED,
+  main, PRESETS, check=check, renamed=hyper_cleaning.RENAMED
 )
 
 if __name__ == '__main__':

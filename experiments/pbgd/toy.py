@@ -316,7 +316,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='pbgd', binary='toy', check=check)
+STUDY = harness.Study(main, PRESETS, check=check)
 
 
 if __name__ == '__main__':

@@ -90,7 +90,7 @@ def main(options: harness.Options) -> harness.Report:
   return contextual.run(options, make_study(options.settings))
 
 
-STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='four_rooms')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -355,7 +355,7 @@ def _panel(settings, condition, outcomes, controls, titles):
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='incentive_design')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

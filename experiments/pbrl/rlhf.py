@@ -113,8 +113,6 @@ def export(options: harness.Options) -> None:
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='pbrl',
-  binary='rlhf',
   check=rlhf_settings.check,
   modes={'render': render, 'export': export},
   renamed=rlhf_settings.RENAMED,

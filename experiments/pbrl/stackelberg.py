@@ -326,7 +326,7 @@ def _draw(steps, histories, start):
   )
 
 
-STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='stackelberg')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -168,7 +168,7 @@ def main(options: harness.Options) -> harness.Report:
   return contextual.run(options, make_study(options.settings))
 
 
-STUDY = harness.Study(main, PRESETS, paper='pbrl', binary='tax_design')
+STUDY = harness.Study(main, PRESETS)
 
 
 if __name__ == '__main__':

@@ -188,16 +188,32 @@ def agent(shape: tuple[int, ...], actions: int | tuple[int, ...]) -> Agent:
   actor = network(shape, outputs, last=0.01, **body(shape))
   critic = network(shape, 1, **body(shape))
 
-  def init(key):
-    one, two = jax.random.split(key)
-    weights = {'network': actor.init(one)}
-    if normal:
-      weights['log_deviation'] = jnp.full(outputs, -0.5)
-    return bj.rl.ActorCriticParams(weights, critic.init(two))
-
   def policy(weights, observation):
     outputs = actor.apply(weights['network'], observation)
     return (outputs, weights['log_deviation']) if normal else outputs
 
   value = lambda weights, observation: critic.apply(weights, observation)[0]
-  return Agent(init, policy, value)
+  return Agent(make_init(actor, critic, actions), policy, value)
+
+
+def make_init(
+  actor: harness.Network,
+  critic: harness.Network,
+  actions: int | tuple[int, ...],
+) -> Callable[[chex.PRNGKey], bj.rl.ActorCriticParams]:
+  """Makes the function from a key to the weights of both networks.
+
+  Args:
+    actor: network of the policy.
+    critic: network of the value.
+    actions: of a `bj.rl.Environment`; real ones add the logs of deviations.
+  """
+
+  def init(key):
+    one, two = jax.random.split(key)
+    weights = {'network': actor.init(one)}
+    if isinstance(actions, tuple):
+      weights['log_deviation'] = jnp.full(actions[0], -0.5)
+    return bj.rl.ActorCriticParams(weights, critic.init(two))
+
+  return init

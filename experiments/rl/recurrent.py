@@ -105,13 +105,6 @@ def agent(
   )
   actor, critic = make(outputs, 0.01), make(1, 1.0)
 
-  def init(key):
-    one, two = jax.random.split(key)
-    weights = {'network': actor.init(one)}
-    if normal:
-      weights['log_deviation'] = jnp.full(outputs, -0.5)
-    return bj.rl.ActorCriticParams(weights, critic.init(two))
-
   def act(weights, hidden, observation):
     hidden, out = actor.apply(weights['network'], hidden, observation)
     return hidden, (out, weights['log_deviation']) if normal else out
@@ -144,6 +137,7 @@ def agent(
 
     return jax.lax.scan(step, memory, (observations, ends))[1]
 
+  init = networks.make_init(actor, critic, actions)
   return Recurrent(networks.Agent(init, policy, value), advance, unroll, units)
 
 

@@ -326,14 +326,7 @@ def evaluate(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='rl',
-  binary='train',
-  check=check,
-  modes={'evaluate': evaluate},
-)
+STUDY = harness.Study(main, PRESETS, check=check, modes={'evaluate': evaluate})
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ def _on_rows(sentence: str, metric: str, **bound: object) -> harness.Claim:
     sentence,
     run='rank',
     metric=metric,
-    published='-',
     presets=('quick', 'paper'),
     substituted=_SUBSTITUTED,
     **bound,  # type: ignore[arg-type]
@@ -80,7 +79,6 @@ CLAIMS = (
       run='static',
       metric=f'agreement/{name}/epochs=3',
       at_least=0.95,
-      published='-',
     )
     for name, title in (('descent', 'descent'), ('mirror', 'mirror descent'))
   ),
@@ -91,7 +89,6 @@ CLAIMS = (
     metric='unsafe_drop/adam/epochs=3',
     at_most='unsafe_drop/descent/epochs=3',
     lead=0.1,
-    published='-',
     presets=('quick', 'paper'),
   ),
   _on_rows(

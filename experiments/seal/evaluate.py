@@ -214,9 +214,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='seal', binary='evaluate', check=check
-)
+STUDY = harness.Study(main, PRESETS, check=check)
 
 
 if __name__ == '__main__':

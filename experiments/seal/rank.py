@@ -325,9 +325,7 @@ def main(options: harness.Options) -> harness.Report:
   return harness.Report(results, rows=('rows', 'score'), titles=TITLES)
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='seal', binary='rank', check=check, renamed=RENAMED
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=RENAMED)
 
 
 if __name__ == '__main__':

@@ -237,12 +237,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='seal',
-  binary='static',
-  check=check,
-  renamed={'apart': 'separation'},
+  main, PRESETS, check=check, renamed={'apart': 'separation'}
 )
 
 

@@ -321,8 +321,6 @@ def main(options: harness.Options) -> harness.Report:
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='seal',
-  binary='train',
   check=check,
   renamed=inputs.RENAMED
   | {

@@ -62,22 +62,15 @@ class Process(NamedTuple):
     return (1 - self.discount) * self.restart @ self.values(x)
 
 
-def make_process(
-  *,
-  states: int = 4,
-  actions: int = 3,
-  discount: float = 0.5,
-  price: float = 1.0,
-  seed: int = 0,
-) -> Process:
+def make_process() -> Process:
   """Draws random transitions and rewards in [0, 1], with uniform restarts."""
-  draw = np.random.default_rng(seed)
+  states, actions, draw = 4, 3, np.random.default_rng(0)
   moves = draw.dirichlet(np.ones(states), size=(states, actions))
   rewards = draw.uniform(size=(states, actions))
   as_array = lambda z: jnp.asarray(z, jnp.float32)
   restart = np.full(states, 1 / states)
   return Process(
-    *map(as_array, (moves, rewards, restart)), discount=discount, price=price
+    *map(as_array, (moves, rewards, restart)), discount=0.5, price=1.0
   )
 
 

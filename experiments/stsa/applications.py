@@ -74,25 +74,21 @@ def _bilevel(problem, draw, everything, x, y):
   )
 
 
-def ridge(
-  *, samples: int = 1_000, size: int = 10, batch: int = 20, seed: int = 0
-) -> Nested:
+def ridge() -> Nested:
   r"""Makes the problem of choosing the penalty of a ridge regression.
 
   .. math::
     \min_x \tfrac{1}{2} E (a^\top y - b)^2_{\text{val}}, \qquad
     y = \arg\min \tfrac{1}{2} E (a^\top y - b)^2 + \tfrac{1}{2} e^x \|y\|^2
 
-  Args:
-    samples: validation samples; a twentieth as many for training.
-    size: number of regressors.
-    batch: batch size, drawn with replacement from each part.
-    seed: seed of the data; noise is as large as the signal.
+  The noise of the data is as large as the signal. Batches are drawn with
+  replacement from each part.
 
   Returns:
     A `Nested`.
   """
-  draw = np.random.default_rng(seed)
+  # A twentieth as many samples for training.
+  samples, size, batch, draw = 1_000, 10, 20, np.random.default_rng(0)
   truth = draw.normal(size=size) / size**0.5
 
   def part(count):

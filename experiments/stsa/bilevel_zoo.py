@@ -255,14 +255,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='stsa',
-  binary='bilevel_zoo',
-  check=check,
-  renamed=RENAMED,
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=RENAMED)
 
 
 if __name__ == '__main__':

@@ -12,18 +12,12 @@ import bilevel_jax as bj
 from experiments.stsa import applications, chains
 
 
-def levels(
-  *, price: float = 0.1, smoothing: float = 0.1
-) -> tuple[Any, Any, Any]:
+def levels() -> tuple[Any, Any, Any]:
   r"""Makes the three functions of the composition, of (inner value, rows).
 
   .. math::
     \min_x E U + \lambda \sqrt{E \max(0, U - E U)^2 + \delta},
-    \qquad U = (b - (a^\top x)^2)^2
-
-  Args:
-    price: weight :math:`\lambda` of the deviation.
-    smoothing: :math:`\delta`.
+    \qquad U = (b - (a^\top x)^2)^2, \qquad \lambda = \delta = 0.1
 
   Returns:
     The functions; the first two also pass on inputs of the next ones.
@@ -45,32 +39,24 @@ def levels(
     del rows
     average, square = below
     # The corrected estimate of the mean square can be negative.
-    return average + price * jnp.sqrt(jnp.maximum(square, 0) + smoothing)
+    return average + 0.1 * jnp.sqrt(jnp.maximum(square, 0) + 0.1)
 
   return mean, deviation, total
 
 
-def risk_averse(
-  *,
-  method: str = 'scsc',
-  samples: int = 1_000,
-  size: int = 10,
-  batch: int = 100,
-  seed: int = 0,
-) -> applications.Nested:
+def risk_averse(*, method: str = 'scsc') -> applications.Nested:
   """Makes the problem near its solution, where it is strongly convex.
+
+  The targets b are the squared true responses plus noise. Batches are drawn
+  with replacement.
 
   Args:
     method: `scsc`, or `scgd` without the correction.
-    samples: number of samples.
-    size: dimension of x.
-    batch: batch size, drawn with replacement.
-    seed: seed of the data; b is the squared true response plus noise.
 
   Returns:
     A `Nested`.
   """
-  draw = np.random.default_rng(seed)
+  samples, size, batch, draw = 1_000, 10, 100, np.random.default_rng(0)
   truth = draw.normal(size=size) / size**0.5
   a = draw.normal(size=(samples, size))
   b = (a @ truth) ** 2 + draw.normal(size=samples) / 2

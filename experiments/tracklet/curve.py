@@ -185,14 +185,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='tracklet',
-  binary='curve',
-  check=train.check,
-  renamed=train.RENAMED,
-)
+STUDY = harness.Study(main, PRESETS, check=train.check, renamed=train.RENAMED)
 
 
 if __name__ == '__main__':

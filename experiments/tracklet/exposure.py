@@ -192,9 +192,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main, PRESETS, paper='tracklet', binary='exposure', check=check
-)
+STUDY = harness.Study(main, PRESETS, check=check)
 
 
 if __name__ == '__main__':

@@ -311,8 +311,6 @@ def main(options: harness.Options) -> harness.Report:
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='tracklet',
-  binary='peers',
   check=lambda settings: settings.data.check(),
   renamed={'looks': 'data.embedding'},
 )

@@ -385,14 +385,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='tracklet',
-  binary='train',
-  check=check,
-  renamed=RENAMED,
-)
+STUDY = harness.Study(main, PRESETS, check=check, renamed=RENAMED)
 
 
 if __name__ == '__main__':

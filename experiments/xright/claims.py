@@ -89,7 +89,6 @@ CLAIMS = (
       run='toy',
       metric=f'gap_ratio/{method}',
       at_least=20,
-      published='-',
       presets=('quick', 'paper'),
     )
     for method in ('alright', 'maxright')

@@ -337,13 +337,7 @@ def main(options: harness.Options) -> harness.Report:
   )
 
 
-STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='xright',
-  binary='conflict',
-  check=check,
-)
+STUDY = harness.Study(main, PRESETS, check=check)
 
 
 if __name__ == '__main__':

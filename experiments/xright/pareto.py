@@ -350,8 +350,6 @@ def main(options: harness.Options) -> harness.Report:
 STUDY = harness.Study(
   main,
   PRESETS,
-  paper='xright',
-  binary='pareto',
   check=check,
   renamed=runs.RENAMED
   | {

@@ -219,12 +219,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='xright',
-  binary='toy',
-  check=check,
-  renamed={'share': 'mixing_ratio'},
+  main, PRESETS, check=check, renamed={'share': 'mixing_ratio'}
 )
 
 

@@ -280,12 +280,7 @@ def main(options: harness.Options) -> harness.Report:
 
 
 STUDY = harness.Study(
-  main,
-  PRESETS,
-  paper='xright',
-  binary='train',
-  check=check,
-  renamed=runs.RENAMED | {'share': 'mixing_ratio'},
+  main, PRESETS, check=check, renamed=runs.RENAMED | {'share': 'mixing_ratio'}
 )
 
 

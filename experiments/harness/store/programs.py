@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -46,14 +46,21 @@ def digest(fn: Any, *args: Any) -> str:
   return _closed(jax.make_jaxpr(fn)(*args), {})
 
 
-def versions() -> dict[str, str]:
-  """Returns versions of packages on which digests may depend."""
+def versions(
+  packages: Iterable[str] = _PACKAGES, *, missing: str = 'absent'
+) -> dict[str, str]:
+  """Returns versions of `bilevel_jax` and of packages.
+
+  Args:
+    packages: names of the packages; by default those on which digests depend.
+    missing: the version of a package that is not installed.
+  """
   numbers = {'bilevel_jax': bilevel_jax.__version__}
-  for package in _PACKAGES:
+  for package in packages:
     try:
       numbers[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      numbers[package] = 'absent'
+      numbers[package] = missing
   return numbers
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import math
 import os
@@ -15,10 +14,9 @@ import jax
 import numpy as np
 import scipy.special
 
-import bilevel_jax
 from experiments.harness.app import compile_time, flags
 from experiments.harness.data import sources
-from experiments.harness.store import files
+from experiments.harness.store import files, programs
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'optax', 'flax')
 
@@ -228,13 +226,10 @@ def write_results(
 
 def versions() -> dict[str, str]:
   """Returns the versions of Python and of packages that affect numbers."""
-  numbers = {'python': platform.python_version()}
-  for package in _PACKAGES:
-    try:
-      numbers[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      numbers[package] = 'not installed'
-  return numbers | {'bilevel_jax': bilevel_jax.__version__}
+  return {
+    'python': platform.python_version(),
+    **programs.versions(_PACKAGES, missing='not installed'),
+  }
 
 
 def format_number(value: float) -> str:
