@@ -91,7 +91,10 @@ def _make_own(name: str) -> Known:
   """Makes a user's own environment."""
   thing = own_environment.load(name)
   if own_environment.is_gymnax(thing):
-    return _from_gymnax(name, thing, thing.default_params)
+    own_environment.check_gymnax(name, thing)
+    known = _from_gymnax(name, thing, thing.default_params)
+    own_environment.check(name, known.environment)
+    return known
   if isinstance(thing, bj.rl.Environment):
     thing = Known(name, thing, (), own_environment.LIMIT)
   if not isinstance(thing, Known):
@@ -110,10 +113,13 @@ def _from_gymnax(name: str, gym: Any, settings: Any) -> Known:
   elif isinstance(space, spaces.Box) and len(space.shape) == 1:
     actions = tuple(space.shape)
   else:
-    raise harness.SettingsError(f'{name} has unsupported actions: {space}.')
-  observation, _ = jax.eval_shape(
-    lambda key: gym.reset(key, settings), jax.random.key(0)
-  )
+    raise harness.SettingsError(
+      f'{name} has actions of {type(space).__name__}: action_space has to '
+      'return Discrete(n), or a Box of shape (n,), of '
+      'gymnax.environments.spaces.'
+    )
+  reset = lambda key: gym.reset(key, settings)
+  observation, _ = own_environment.trace_reset(name, reset)
   if not hasattr(observation, 'shape'):
     raise harness.SettingsError(f'{name} has observations of several arrays.')
 
@@ -130,7 +136,6 @@ def _from_gymnax(name: str, gym: Any, settings: Any) -> Known:
     last = info['final_observation']
     return bj.rl.Timestep(after, state, reward, terminated, truncated, last)
 
-  reset = lambda key: gym.reset(key, settings)
   environment = bj.rl.Environment(reset, step, actions)
   limit = int(settings.max_steps_in_episode)
   return Known(name, environment, tuple(observation.shape), limit)

@@ -109,7 +109,9 @@ def check(env: str, algorithm: str, learning: Learning) -> None:
       )
     if learning.normalise_observations:
       raise harness.SettingsError(
-        '--recurrent_units and --normalise_observations exclude each other.'
+        '--learning.recurrent_units does not support '
+        '--learning.normalise_observations: set that to False, and scale '
+        'observations in the environment.'
       )
   rows = learning.environments
   if not learning.recurrent_units:
@@ -117,8 +119,8 @@ def check(env: str, algorithm: str, learning: Learning) -> None:
   if algorithm == 'ppo' and rows % learning.ppo.minibatches:
     unit = 'environments' if learning.recurrent_units else 'steps'
     raise harness.SettingsError(
-      f'--ppo.minibatches={learning.ppo.minibatches} does not divide the '
-      f'{rows} {unit} of a rollout: take a divisor.'
+      f'--learning.ppo.minibatches={learning.ppo.minibatches} does not divide '
+      f'the {rows} {unit} of a rollout: take a divisor.'
     )
 
 

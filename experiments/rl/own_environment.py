@@ -4,10 +4,15 @@
 gymnax, or a class or function without arguments that returns one of these:
 
     --env=my_package.maze:Maze
+
+An environment of gymnax has `default_params`, with `max_steps_in_episode`, and
+the methods `reset`, `step`, `step_env` and `action_space` of gymnax 1.x;
+`gymnax.environments.environment.Environment` has the first two methods.
 """
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +22,8 @@ import bilevel_jax as bj
 from experiments import harness
 
 LIMIT = 10_000  # Steps of an episode whose environment states no limit.
+
+_GYMNAX = ('reset', 'step_env', 'default_params')  # Members of an environment.
 
 _KINDS = (
   'a bj.rl.Environment, an experiments.rl.environments.Known, an environment '
@@ -83,14 +90,41 @@ def load(name: str) -> Any:
 
 def is_gymnax(thing: Any) -> bool:
   """Whether an object has the methods of an environment of gymnax."""
-  return all(hasattr(thing, n) for n in ('step_env', 'reset', 'default_params'))
+  return all(hasattr(thing, n) for n in _GYMNAX)
+
+
+def check_gymnax(name: str, thing: Any) -> None:
+  """Checks the members of an environment of gymnax.
+
+  Args:
+    name: for messages.
+    thing: the environment.
+
+  Raises:
+    SettingsError: if a method or the limit of an episode is missing.
+  """
+  missing = [n for n in ('step', 'action_space') if not hasattr(thing, n)]
+  if missing:
+    raise harness.SettingsError(
+      f'--env={name} lacks {" and ".join(missing)}: inherit from '
+      'gymnax.environments.environment.Environment, and define it.'
+    )
+  if not hasattr(thing.default_params, 'max_steps_in_episode'):
+    raise harness.SettingsError(
+      f'--env={name}: default_params has no max_steps_in_episode: return an '
+      'EnvParams of gymnax.environments.environment.'
+    )
 
 
 def refuse(name: str, thing: Any) -> harness.SettingsError:
   """Makes the error for an object of another kind."""
+  missing = [n for n in _GYMNAX if not hasattr(thing, n)]
+  lacks = ''
+  if len(missing) < len(_GYMNAX):
+    lacks = f' (for one of gymnax, it lacks {" and ".join(missing)})'
   return harness.SettingsError(
-    f'--env={name} is {type(thing).__name__}, not an environment: make it '
-    f'{_KINDS}.'
+    f'--env={name} is {type(thing).__name__}, not an environment{lacks}: make '
+    f'it {_KINDS}.'
   )
 
 
@@ -110,16 +144,14 @@ def check(name: str, environment: bj.rl.Environment) -> tuple[int, ...]:
   """
   where, key = f'--env={name}', jax.random.key(0)
   actions = environment.actions
-  if not isinstance(actions, int) and not (
+  if not (isinstance(actions, int) and actions > 0) and not (
     isinstance(actions, tuple) and len(actions) == 1
   ):
     raise harness.SettingsError(
       f'{where}: actions is {actions!r}; give a number of discrete actions, or '
       'the shape (n,) of continuous ones.'
     )
-  observation, state = _call(
-    f'{where}: reset(key)', environment.reset, (key,), 2
-  )
+  observation, state = trace_reset(name, environment.reset)
   action = jnp.zeros(actions) if isinstance(actions, tuple) else jnp.int32(0)
   after = bj.rl.Timestep(
     *_call(
@@ -158,6 +190,23 @@ def check(name: str, environment: bj.rl.Environment) -> tuple[int, ...]:
         'expected bool: compare, or use jnp.array(False).'
       )
   return tuple(observation.shape)
+
+
+def trace_reset(name: str, reset: Callable[[jax.Array], Any]) -> Any:
+  """Traces a reset.
+
+  Args:
+    name: for messages.
+    reset: key -> (observation, state).
+
+  Returns:
+    The shapes of the observation and the state.
+
+  Raises:
+    SettingsError: if the call fails, or does not return two values.
+  """
+  what = f'--env={name}: reset(key)'
+  return _call(what, reset, (jax.random.key(0),), 2)
 
 
 def _call(what, function, arguments, length):

@@ -12,7 +12,8 @@ Time: 2 minutes on a core, compilation included.
 Each record plays whole episodes with fixed parameters and a key of their own,
 with the likeliest actions (greedy) and with drawn ones (sampled). All seeds
 train in one compiled program; the same command resumes a run after a kill.
-`--env=module:Name` takes a class of your own, with gymnax's functions.
+`--env=module:Name` takes your own `bj.rl.Environment`, or one of gymnax; see
+docs/recipes/reinforcement_learning.md.
 `minatar` has the sizes of purejaxrl for MinAtar, `published` its settings for
 CartPole and Acrobot.
 """

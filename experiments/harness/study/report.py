@@ -65,7 +65,7 @@ class Interval(NamedTuple):
       text = f'{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}'
       if decimals > 6:
         text = f'{self.mean:.3g} ± {self.half_width:.1g}'
-    if self.count < self.total:
+    if self.count < self.total and self.total > 1:
       text += f' ({self.count} of {self.total})'
     return text
 

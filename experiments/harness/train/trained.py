@@ -13,6 +13,10 @@ _REMEDY = (
   'Try a smaller step size for these sequences, or clip the gradients '
   '(optax.clip_by_global_norm).'
 )
+_FIRST_REMEDY = (
+  'At the first step, check the data, rewards and initial params for NaN '
+  'before you change the step size.'
+)
 
 
 class Stopped(NamedTuple):
@@ -74,6 +78,11 @@ def find_stops(
   )
 
 
+def _remedy(step: int) -> str:
+  """What to try if a member stopped at a step."""
+  return _REMEDY if step else f'{_FIRST_REMEDY} {_REMEDY}'
+
+
 def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
   """Warns of each member that stopped."""
   then = 'It keeps its last finite params; the others continue. '
@@ -81,7 +90,7 @@ def warn_stopped(name: str, stops: Sequence[Stopped], *, alone: bool) -> None:
     warnings.warn(
       f'{name}: seed {stop.seed} (member {stop.member}) stopped at step '
       f'{stop.step}: {", ".join(stop.sequences)} became non-finite. '
-      f'{"" if alone else then}{_REMEDY}',
+      f'{"" if alone else then}{_remedy(stop.step)}',
       RuntimeWarning,
       stacklevel=4,
     )
@@ -95,7 +104,8 @@ def all_stopped(
   last = max(stops, key=lambda stop: stop.step)
   error = errors.AllStoppedError(
     f'{name}: all {len(stops)} seeds became non-finite, the last at step '
-    f'{last.step} ({", ".join(last.sequences)}).{where} {_REMEDY}'
+    f'{last.step} ({", ".join(last.sequences)}).{where} '
+    f'{_remedy(last.step)}'
   )
   error.trained = trained
   return error

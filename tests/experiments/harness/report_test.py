@@ -241,3 +241,8 @@ def test_a_metric_that_no_run_has_names_the_nearest():
     assert str(error.value) == (
       f'from_runs: the run soba has no metric {metric!r}; {near}'
     )
+
+
+def test_a_missing_number_of_one_seed_has_no_count():
+  assert str(harness.mean_interval([np.nan])) == '-'
+  assert str(harness.mean_interval([np.nan, np.nan])) == '- (0 of 2)'

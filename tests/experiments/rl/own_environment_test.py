@@ -72,6 +72,7 @@ def test_kinds_of_environments(module):
     ('mine:wide', 'step returns reward of shape .2,., expected a scalar'),
     ('mine:other', 'step returns observation of shape .*expected'),
     ('mine:ends', 'returns terminated as int32, expected bool'),
+    ('mine:still', 'actions is 0; give a number of discrete actions'),
   ],
 )
 def test_errors_say_what_to_change(module, name, match):
@@ -82,5 +83,45 @@ def test_errors_say_what_to_change(module, name, match):
   module.wide = make(reward=jnp.zeros(2))
   module.other = make(observation=jnp.zeros(3))
   module.ends = make(terminated=jnp.int32(0))
+  module.still = make()._replace(actions=0)
   with pytest.raises(harness.SettingsError, match=match):
     environments.make(name)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({}, ''),
+    ({'step_env': None}, 'for one of gymnax, it lacks step_env'),
+    ({'action_space': None}, 'lacks action_space: inherit from gymnax'),
+    ({'default_params': 3}, 'default_params has no max_steps_in_episode'),
+    ({'action_space': lambda params: 2}, 'has actions of int: action_space'),
+    ({'step': lambda *_: (jnp.zeros(2),) * 5}, 'step.* fails: .*expected 6'),
+    ({'reset': lambda *_: (jnp.zeros(3), 0)}, 'step returns observation of'),
+    ({'reset': lambda *_: jnp.zeros(2)}, 'reset.key. returns one, expected 2'),
+    ({'reset': lambda *_: 1 / 0}, 'reset.key. fails: ZeroDivisionError'),
+  ],
+)
+def test_errors_of_an_environment_of_gymnax(module, changes, match):
+  from gymnax.environments import environment, spaces
+
+  ends = {'final_observation': jnp.zeros(2)}
+  falls = jnp.array(False)
+  members = {
+    'default_params': environment.EnvParams(),
+    'reset': lambda key, params: (jnp.zeros(2), jnp.int32(0)),
+    'step': lambda key, state, action, params: (
+      *(jnp.zeros(2), state + 1, jnp.float32(1)),
+      *(falls, falls, ends),
+    ),
+    'step_env': 'as step, without a reset',
+    'action_space': lambda params: spaces.Discrete(2),
+  } | changes
+  module.maze = types.SimpleNamespace(
+    **{name: each for name, each in members.items() if each is not None}
+  )
+  if not match:
+    assert environments.make('mine:maze').shape == (2,)
+    return
+  with pytest.raises(harness.SettingsError, match=match):
+    environments.make('mine:maze')

@@ -94,9 +94,16 @@ def test_frames_to_solve():
   [
     ({'recurrent_units': 4}, 'a recurrent policy needs --algorithm=ppo'),
     ({'environments': 3, 'rollout': 5}, 'does not divide the 15 steps'),
+    (
+      {'recurrent_units': 4, 'normalise_observations': True},
+      'does not support --learning.normalise_observations: set that to False',
+    ),
   ],
 )
 def test_settings_that_do_not_fit(changes, match):
   learning = dataclasses.replace(SETTINGS.learning, **changes)
+  settings = dataclasses.replace(SETTINGS, learning=learning)
+  if 'normalise_observations' in changes:
+    settings = dataclasses.replace(settings, algorithm=('ppo',))
   with pytest.raises(harness.SettingsError, match=match):
-    train.check(dataclasses.replace(SETTINGS, learning=learning))
+    train.check(settings)
