@@ -1,4 +1,4 @@
-r"""Queries by disagreement: pairs on which an ensemble of reward models differs.
+r"""Queries by disagreement of an ensemble of reward models.
 
 .. math::
   u = \operatorname{Var}_m \, \sigma(R_m(\text{second}) - R_m(\text{first}))

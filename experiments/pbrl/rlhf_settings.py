@@ -189,6 +189,14 @@ PRESETS = {
   'quick': Settings(),
   'smoke': Settings(sizes='smoke', seeds=2),
   'paper': Settings(sizes='paper', seeds=10),
+  # On games that a constant reward does not solve.
+  'informative': Settings(
+    methods=tuple(METHODS),
+    frames=1_000_000,
+    preferences=Preferences(temperature=0.3, ties='half'),
+    normalised_advantages=True,
+    records=40,
+  ),
 }
 # Former flags.
 RENAMED = {
