@@ -23,6 +23,16 @@ _ENVIRONMENTS = {
   'CartPole': ('cartpole', 5),
   'Breakout of MinAtar': ('breakout', 0.5),
 }
+# Runs on which a constant reward orders at most 60 % of the untied pairs.
+_INFORMATIVE = {
+  'Catch of bsuite': 'catch',
+  'Space Invaders of MinAtar': 'space_invaders',
+}
+_CONTROLS = {
+  'control/constant_reward': 'a constant reward of 1',
+  'control/negative_reward': 'a constant reward of -1',
+  'control/random_labels': 'labels by a coin',
+}
 
 # Of incentive design: the designer's reward, and its share of the payoffs.
 _CONDITIONS = (('dense', 0.1), ('dense', 0.3), ('sparse', 0.3))
@@ -41,6 +51,16 @@ RUNS = {
   'breakout': harness.Run(
     'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_FULL
   ),
+  # A million steps: an hour on two cores for Catch, several for the other.
+  'catch': harness.Run(
+    'rlhf', preset='informative', flags=('--env=Catch-bsuite',), presets=()
+  ),
+  'space_invaders': harness.Run(
+    'rlhf',
+    preset='informative',
+    flags=('--env=SpaceInvaders-MinAtar',),
+    presets=(),
+  ),
 }
 
 _stackelberg = functools.partial(
@@ -56,6 +76,17 @@ def _preferences(sentence: str, name: str, **bound: object) -> harness.Claim:
   return harness.Claim(
     f'{name} {sentence}',
     run=_ENVIRONMENTS[name][0],
+    presets=_FULL,
+    substituted=f'{name} in place of the Atari',
+    **bound,
+  )
+
+
+def _informative(sentence: str, name: str, **bound: object) -> harness.Claim:
+  """A claim about a game whose preferences carry the information."""
+  return harness.Claim(
+    f'{name} {sentence}',
+    run=_INFORMATIVE[name],
     presets=_FULL,
     substituted=f'{name} in place of the Atari',
     **bound,
@@ -204,5 +235,58 @@ CLAIMS = (
     'CartPole',
     metric='true_return/control/random_labels',
     at_most=100,
+  ),
+  *(
+    claim
+    for name in _INFORMATIVE
+    for claim in (
+      _informative(
+        'is informative: a constant reward orders at most 0.6 of the untied '
+        'pairs of PBRL.',
+        name,
+        metric='constant_orders/pbrl',
+        at_most=0.6,
+      ),
+      _informative(
+        'has clear labels: at least 0.9 of the untied pairs of PBRL are '
+        'labelled like their returns.',
+        name,
+        metric='right_labels/pbrl',
+        at_least=0.9,
+      ),
+      _informative(
+        'from preferences: PBRL is at or above DRLHF (areas, paired).',
+        name,
+        metric='area/pbrl',
+        at_least='area/drlhf',
+        published='curves of the Atari, above',
+      ),
+      _informative(
+        'from preferences: PBRL returns nine tenths of what an actor-critic '
+        'does on the true reward.',
+        name,
+        metric='true_return/pbrl',
+        at_least='true_return/oracle',
+        factor=0.9,
+        published='curves of the Atari, near',
+      ),
+      _informative(
+        'from preferences: DRLHF is at or above queries by disagreement '
+        '(areas, paired).',
+        name,
+        metric='area/drlhf',
+        at_least='area/ensemble',
+      ),
+      *(
+        _informative(
+          f'from preferences: {title} is above {control} (areas, paired).',
+          name,
+          metric=f'area/{method}',
+          at_least=f'area/{rival}',
+        )
+        for method, title in (('pbrl', 'PBRL'), ('drlhf', 'DRLHF'))
+        for rival, control in _CONTROLS.items()
+      ),
+    )
   ),
 )

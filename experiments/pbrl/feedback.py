@@ -29,12 +29,34 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.pbrl import preferences, rlhf_settings
+from experiments.pbrl import preferences, queries, rlhf_settings
 
 CRITIC_RATE = 3.0  # Step size of critics / step size of actors.
 CLIP = 0.5  # Largest norm of a gradient of an actor or a critic.
 DECAY = 0.95  # Of generalised advantage estimates.
 REWARD_SCALE = 0.1  # Mean absolute value of normalised rewards.
+
+
+def preference_loss(
+  reward: Callable[[Any, Any], chex.Array],
+  weights: Any,
+  pairs: preferences.Pairs,
+  member: Callable[[Any, Any], chex.Array] | None = None,
+) -> chex.Array:
+  """Mean cross-entropy of the labels; of an ensemble the sum over its members.
+
+  Args:
+    reward: (weights, observation) -> a reward per action.
+    weights: of the reward model, or of all members.
+    pairs: (pairs, ...), or with a member (members, pairs, ...).
+    member: reward of one member; None without an ensemble.
+  """
+  if member is None:
+    margin = preferences.margins(reward, weights, pairs)
+    return preferences.bradley_terry(margin, pairs.labels).mean()
+  margin = queries.ensemble_margins(member, weights, pairs, own=True)
+  losses = preferences.bradley_terry(margin, pairs.labels)
+  return losses.mean(axis=1).sum()
 
 
 def make_solvers(
@@ -43,6 +65,7 @@ def make_solvers(
   reward: Callable[[Any, Any], chex.Array],
   settings: rlhf_settings.Settings,
   rate: chex.Numeric,
+  member: Callable[[Any, Any], chex.Array] | None = None,
 ) -> tuple[Any, Any]:
   """Makes the solvers of the policies and of the reward model.
 
@@ -52,6 +75,7 @@ def make_solvers(
     reward: (weights, observation) -> a reward per action.
     settings: resolved.
     rate: initial step size of the actors' Adam; it falls linearly to 0.
+    member: reward of one member of an ensemble; None without one.
 
   Returns:
     The solver of the policies, whose batch has rollouts (steps, environments)
@@ -60,12 +84,20 @@ def make_solvers(
     reward model, whose batch has a leading axis of steps: `pairs`, and with a
     second policy observations and actions as `lower` and `value`.
   """
-  advantages = bj.rl.Advantages(settings.discount, DECAY)
+  weights = settings.weights
+  advantages = bj.rl.Advantages(
+    settings.discount, DECAY, normalise=settings.normalised_advantages
+  )
+  score_weight, horizon = weights.score, 1 / (1 - settings.discount)
+  if weights.multiplier:
+    # The gradients of f + lambda p, divided by lambda times the horizon, as the
+    # losses of the policies are means over steps.
+    score_weight = 1 / (weights.multiplier * horizon)
 
-  def apply_all(apply, weights, observations):
+  def apply_all(apply, at, observations):
     """Applies a network over the two leading axes of observations."""
     flat = observations.reshape(-1, *observations.shape[2:])
-    outputs = jax.vmap(apply, (None, 0))(weights, flat)
+    outputs = jax.vmap(apply, (None, 0))(at, flat)
     return outputs.reshape(*observations.shape[:2], *outputs.shape[1:])
 
   def actor_critic_loss(at, rollout):
@@ -79,7 +111,7 @@ def make_solvers(
       distribution=bj.rl.categorical(),
       advantages=advantages,
     )
-    return actor + critic - settings.weights.tau * entropy, entropy
+    return actor + critic - weights.tau * entropy, entropy
 
   def log_prob(actor, fragments):
     outputs = apply_all(agent.policy, actor, fragments.observations)
@@ -95,19 +127,19 @@ def make_solvers(
       pairs, actor = batch['pairs'], params.lower.actor
       logs = log_prob(actor, pairs.first) + log_prob(actor, pairs.second)
       score = bj.rl.score_function_loss(batch['costs'], logs)
-      loss = loss + settings.weights.score * score
+      loss = loss + score_weight * score
     return loss, entropy
 
   def upper_loss(params, batch):
-    x, pairs = params.upper, batch['pairs']
-    margin = preferences.margins(reward, x, pairs)
-    loss = preferences.bradley_terry(margin, pairs.labels).mean()
+    x = params.upper
+    loss = preference_loss(reward, x, batch['pairs'], member)
     if method.second_policy:
       mean = lambda at: preferences.model_rewards(reward, x, *at).mean()
       # The derivative of the penalty in x, with the second policy as the best.
-      loss += settings.weights.penalty * (
-        mean(batch['value']) - mean(batch['lower'])
-      )
+      penalty = weights.penalty
+      if weights.multiplier:
+        penalty = weights.multiplier * horizon * batch['unit']
+      loss += penalty * (mean(batch['value']) - mean(batch['lower']))
     return loss
 
   def adam():

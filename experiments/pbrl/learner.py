@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
-from experiments.pbrl import feedback, preferences, rlhf_settings
+from experiments.pbrl import feedback, preferences, queries, rlhf_settings
 
 
 class Start(NamedTuple):
@@ -23,13 +23,17 @@ class Start(NamedTuple):
     upper: weights of the reward model.
     buffer: labelled pairs.
     held_out: held-out pairs.
-    labels: number of labels used so far, int32.
+    labels: numbers of labels so far, as in `preferences.count_informative`.
   """
 
   upper: Any
   buffer: preferences.Buffer
   held_out: preferences.Buffer
   labels: chex.Array
+
+
+# Counts of labels in the metrics.
+LABEL_COUNTS = ('labels', 'untied', 'constant_orders', 'right_labels')
 
 
 class State(NamedTuple):
@@ -67,6 +71,7 @@ class Learner:
     settings: resolved.
     rate: step size of the actors' Adam.
     dtype: of stored observations.
+    member: reward of one member of an ensemble; None without one.
   """
 
   def __init__(
@@ -77,14 +82,16 @@ class Learner:
     settings: rlhf_settings.Settings,
     rate: chex.Numeric,
     dtype: Any,
+    member: Callable[[Any, Any], chex.Array] | None = None,
   ):
     """Makes the solvers."""
+    self._member = member if method.ensemble else None
     self._method, self._reward, self._settings = method, reward, settings
     # With a file of labels there are no new pairs.
     self._pairs = 0 if settings.labels else settings.preferences.pairs
     self._dtype = dtype
     self._policies, self._rewards = feedback.make_solvers(
-      method, agent, reward, settings, rate
+      method, agent, reward, settings, rate, self._member
     )
 
   def empty_start(self, upper: Any, shape: tuple[int, ...]) -> Start:
@@ -98,12 +105,13 @@ class Learner:
       preferences.empty(capacity, pairs.fragment, shape, self._dtype)
       for capacity in capacities
     )
-    return Start(upper, buffer, held_out, jnp.int32(0))
+    return Start(upper, buffer, held_out, jnp.zeros(4, jnp.int32))
 
   def init(self, params: bj.BilevelParams, key: Any, start: Start) -> State:
     """Makes the state before the policy learns."""
-    names = ('steps/environment', 'labels')
-    counts = jnp.stack([jnp.int32(0), start.labels])
+    names = ('steps/environment', *LABEL_COUNTS)
+    counts = jnp.concatenate([jnp.zeros(1, jnp.int32), start.labels])
+    values = ('suboptimality', 'reward_scale', 'entropy')
     return State(
       key=key,
       policies=self._policies.init(params),
@@ -112,7 +120,7 @@ class Learner:
       held_out=start.held_out,
       scale=jnp.zeros([]),
       metrics=bj.oracles.OracleState(
-        bj.types.named(('suboptimality', 'reward_scale'), jnp.zeros(2)),
+        bj.types.named(values, jnp.zeros(3)),
         bj.types.named(names, counts),
       ),
     )
@@ -155,7 +163,7 @@ class Learner:
     if draws_pairs:
       # The last environments give held-out pairs.
       training, testing = _split(rollouts['lower'])
-      new = self._labelled(keys[:2], training, self._pairs)
+      new = self._labelled(keys[:2], training, self._pairs, params.upper)
       if method.second_policy:
         margin = preferences.margins(self._reward, params.upper, new)
         batch['costs'] = preferences.bradley_terry(margin, new.labels)
@@ -168,20 +176,26 @@ class Learner:
       if draws_pairs:
         buffer = preferences.push(buffer, new)
         held_out = self._add_held_out(held_out, keys[2], testing)
-      shape = (model.steps, model.batch)
+      shape = (model.steps, *self._batch_shape())
       parts = {'pairs': preferences.sample(keys[3], buffer, shape)}
       if method.second_policy:
         parts |= {n: self._in_parts(r) for n, r in relabelled.items()}
+        if self._settings.weights.multiplier:
+          parts['unit'] = jnp.full(model.steps, unit)
       updates, fitted = self._rewards.update(parts, state.rewards, params)
       params = bj.apply_updates(params, updates)
       state = state._replace(buffer=buffer, held_out=held_out, rewards=fitted)
-    labels = self._pairs if draws_pairs else 0
+    labels = jnp.zeros(4, jnp.int32)
+    if draws_pairs:
+      labels = preferences.count_informative(new)
     steps = sum(r.rewards.size for r in rollouts.values())
     values, counts = state.metrics.values, state.metrics.counts
-    added = counts.array + jnp.array([steps, labels], jnp.int32)
-    gap = self._suboptimality(scaled, bj.outputs(moved))
+    added = counts.array + jnp.concatenate([jnp.int32(steps)[None], labels])
+    entropies = bj.outputs(moved)
+    gap = self._suboptimality(scaled, entropies)
+    measured = jnp.stack([gap, now, entropies['lower']])
     metrics = state.metrics._replace(
-      values=bj.types.named(values.names, jnp.stack([gap, now])),
+      values=bj.types.named(values.names, measured),
       counts=bj.types.named(counts.names, added),
     )
     return params, state._replace(metrics=metrics)
@@ -197,7 +211,7 @@ class Learner:
     return start._replace(
       buffer=preferences.push(start.buffer, new),
       held_out=held_out,
-      labels=start.labels + pairs,
+      labels=start.labels + preferences.count_informative(new),
     )
 
   def warm_up(self, start: Start, key: Any) -> Start:
@@ -206,12 +220,11 @@ class Learner:
     adam = optax.adam(model.rate)
 
     def loss(x, pairs):
-      margin = preferences.margins(self._reward, x, pairs)
-      return preferences.bradley_terry(margin, pairs.labels).mean()
+      return feedback.preference_loss(self._reward, x, pairs, self._member)
 
     def body(carry, key):
       x, moments = carry
-      pairs = preferences.sample(key, start.buffer, (model.batch,))
+      pairs = preferences.sample(key, start.buffer, self._batch_shape())
       updates, moments = adam.update(jax.grad(loss)(x, pairs), moments)
       return (optax.apply_updates(x, updates), moments), None
 
@@ -236,13 +249,29 @@ class Learner:
     }
     return (returns['value'] - returns['lower']) / (1 - self._settings.discount)
 
-  def _labelled(self, keys, rollout, count):
+  def _batch_shape(self):
+    """Leading axes of a batch of pairs; each member has its own pairs."""
+    model = self._settings.reward
+    return (model.batch,) if not self._member else (model.members, model.batch)
+
+  def _labelled(self, keys, rollout, count, ensemble=None):
+    """Labels random pairs, or those an ensemble disagrees on."""
     pairs = self._settings.preferences
+    chooses = self._member is not None and ensemble is not None
+    drawn = count * pairs.candidates if chooses else count
     pair = preferences.draw(
-      keys[0], rollout, (count, 2), pairs.fragment, self._dtype
+      keys[0], rollout, (drawn, 2), pairs.fragment, self._dtype
     )
-    temperature = pairs.temperature if self._method.true_labels else jnp.inf
-    return preferences.label(keys[1], pair, temperature)
+    if chooses:
+      pair = queries.select_disagreed(self._member, ensemble, pair, count)
+    true = self._method.true_labels
+    # A coin does not know which pairs are tied.
+    return preferences.label(
+      keys[1],
+      pair,
+      pairs.temperature if true else jnp.inf,
+      half_ties=true and pairs.ties == 'half',
+    )
 
   def _add_held_out(self, held_out, key, rollout):
     capacity = self._settings.preferences.held_out

@@ -116,8 +116,18 @@ def draw(
   )
 
 
+def as_sides(pair: Fragments) -> tuple[Fragments, Fragments]:
+  """Splits fragments (pairs, 2, ...) into first and second ones."""
+  first, second = (jax.tree.map(lambda x, i=i: x[:, i], pair) for i in (0, 1))
+  return first, second
+
+
 def label(
-  key: chex.PRNGKey, pair: Fragments, temperature: chex.Numeric
+  key: chex.PRNGKey,
+  pair: Fragments,
+  temperature: chex.Numeric,
+  *,
+  half_ties: bool = False,
 ) -> Pairs:
   r"""Labels pairs by a Boltzmann model of preferences.
 
@@ -128,19 +138,42 @@ def label(
     key: of the labels.
     pair: fragments (pairs, 2, ...).
     temperature: in units of reward; infinite for random labels.
+    half_ties: whether pairs with equal returns have the label 0.5.
 
   Returns:
     `Pairs`.
   """
-  first, second = (jax.tree.map(lambda x, i=i: x[:, i], pair) for i in (0, 1))
+  first, second = as_sides(pair)
   chance = jax.nn.sigmoid((second.returns - first.returns) / temperature)
-  labels = jax.random.bernoulli(key, chance)
-  return Pairs(first, second, labels.astype(jnp.float32))
+  labels = jax.random.bernoulli(key, chance).astype(jnp.float32)
+  if half_ties:
+    labels = jnp.where(second.returns == first.returns, 0.5, labels)
+  return Pairs(first, second, labels)
 
 
 def untied(pairs: Pairs) -> chex.Array:
   """Which pairs have unequal true returns, bool (pairs,)."""
   return pairs.first.returns != pairs.second.returns
+
+
+def count_informative(pairs: Pairs) -> chex.Array:
+  """Counts what the labels of pairs can teach.
+
+  Args:
+    pairs: (pairs, ...), with true returns.
+
+  Returns:
+    Numbers of pairs, of untied ones, and of untied ones that a reward of 1 per
+    step orders and that are labelled like the true returns; int32 (4,).
+  """
+  ahead = pairs.second.returns - pairs.first.returns
+  longer = pairs.second.mask.sum(-1) - pairs.first.mask.sum(-1)
+  kinds = (ahead != 0, longer * ahead > 0, (pairs.labels - 0.5) * ahead > 0)
+  counts = [
+    jnp.int32(len(ahead)),
+    *(jnp.sum(x, dtype=jnp.int32) for x in kinds),
+  ]
+  return jnp.stack(counts)
 
 
 def model_rewards(

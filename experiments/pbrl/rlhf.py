@@ -5,6 +5,7 @@ Reinforcement Learning and RLHF, 2024.
 
     python -m experiments.pbrl.rlhf --env=CartPole-v1 --preset=quick
     python -m experiments.pbrl.rlhf --env=Breakout-MinAtar --preset=quick
+    python -m experiments.pbrl.rlhf --env=Catch-bsuite --preset=informative
     python -m experiments.pbrl.rlhf --suite=atari --preset=quick
     python -m experiments.pbrl.rlhf render --preset=quick
     python -m experiments.pbrl.rlhf export --preset=quick
@@ -23,6 +24,11 @@ from preferences only if it is above both. True returns are those of the last
 training episodes, with sampled actions, truncated at the environment's limit;
 `area` is their mean over the records of a run. `export` writes pairs for people
 to label, `--labels` trains on them, and `render` draws the policy.
+
+The preset `informative` is for games on which a constant reward orders few
+pairs, Catch-bsuite and SpaceInvaders-MinAtar. Ties are labelled 0.5, labels
+have less noise, advantages are normalised, and there are two more rows: a
+constant reward of -1, and an ensemble that chooses the pairs it disagrees on.
 """
 
 import pathlib

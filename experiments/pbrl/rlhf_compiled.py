@@ -13,7 +13,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.harness.store import checkpoints, files
 from experiments.harness.study import comparison
-from experiments.pbrl import labels, preferences, rlhf_settings
+from experiments.pbrl import labels, preferences, queries, rlhf_settings
 from experiments.pbrl import learner as learner_lib
 from experiments.pbrl.rlhf_settings import METHODS, Settings
 from experiments.rl import environments, networks
@@ -49,11 +49,15 @@ def make_parts(settings: Settings, name: str, rate: Any = 0.0) -> Parts:
   if env.kind == 'cells':
     body['hidden'] = (32,)
   reward = networks.network(env.shape, env.actions, **body)
+  member = reward.apply
   if method.constant:
-    reward = reward._replace(apply=lambda x, observation: jnp.ones(env.actions))
+    constant = jnp.full(env.actions, float(method.constant))
+    reward = reward._replace(apply=lambda x, observation: constant)
+  if method.ensemble:
+    reward = queries.as_ensemble(reward, settings.reward.members)
   dtype = jnp.dtype(env.dtype)
   learner = learner_lib.Learner(
-    method, agent, reward.apply, settings, rate, dtype
+    method, agent, reward.apply, settings, rate, dtype, member
   )
   return Parts(learner, agent, reward)
 
@@ -99,9 +103,17 @@ def split_key(seed_key: jax.Array) -> list[jax.Array]:
   return list(jax.random.split(seed_key, 4))
 
 
+def start_method(name: str) -> str:
+  """Finds the method whose start a method shares."""
+  method = METHODS[name]
+  if method.ensemble:
+    return 'ensemble'
+  return 'drlhf' if method.true_labels else 'control/random_labels'
+
+
 def make_start(
   settings: Settings,
-  true_labels: bool,
+  name: str,
   seed: jax.Array,
   labelled: preferences.Buffer | None,
 ) -> learner_lib.Start:
@@ -109,14 +121,13 @@ def make_start(
 
   Args:
     settings: of the run, resolved.
-    true_labels: whether labels follow the true rewards.
+    name: of the method, a value of `start_method`.
     seed: the seed.
     labelled: labelled pairs from a file, or None for synthetic labels.
 
   Returns:
     A `learner_lib.Start`.
   """
-  name = 'drlhf' if true_labels else 'control/random_labels'
   learner, agent, reward = make_parts(settings, name)
   keys = split_key(jax.random.key(seed))
   count = settings.rollouts.environments // 2
@@ -135,7 +146,8 @@ def make_start(
   carry = (start, collector.init(one))
   (start, _), _ = jax.lax.scan(body, carry, jax.random.split(two, epochs))
   if labelled is not None:
-    start = start._replace(buffer=labelled, labels=labelled.count)
+    labels = jnp.zeros(4, jnp.int32).at[0].set(labelled.count)
+    start = start._replace(buffer=labelled, labels=labels)
   return learner.warm_up(start, three)
 
 
@@ -272,7 +284,7 @@ class Suite:
 
   def _start(self, name, seeds, workdir):
     method = METHODS[name]
-    kind = (method.true_labels, seeds)
+    kind = (start_method(name), seeds)
     if kind not in self._starts:
       self._starts[kind] = self._load_or_make(*kind, workdir)
     start = self._starts[kind]
@@ -286,20 +298,20 @@ class Suite:
       labels=jnp.zeros_like(start.labels),
     )
 
-  def _load_or_make(self, true_labels, seeds, workdir):
+  def _load_or_make(self, name, seeds, workdir):
     """Reads the starts that a killed run has saved, or makes them."""
     settings = self._settings
     make = jax.jit(
-      jax.vmap(
-        lambda seed: make_start(settings, true_labels, seed, self._labelled)
-      )
+      jax.vmap(lambda seed: make_start(settings, name, seed, self._labelled))
     )
     numbers = jnp.asarray(seeds, jnp.uint32)
     if workdir is None:
       return make(numbers)
-    labels = 'true' if true_labels else 'random'
+    folders = {'drlhf': 'true', 'control/random_labels': 'random'}
     tag = zlib.crc32(repr(seeds).encode())
-    folder = pathlib.Path(workdir) / 'starts' / f'{labels}-{tag:08x}'
+    folder = (
+      pathlib.Path(workdir) / 'starts' / f'{folders.get(name, name)}-{tag:08x}'
+    )
     identity = harness.run_settings(
       settings, 'methods', 'rates', 'sizes', 'frames'
     )

@@ -125,7 +125,7 @@ class Run:
       if self._labelled is not None:
         start = start._replace(
           buffer=jax.tree.map(jnp.copy, self._labelled),
-          labels=jnp.copy(self._labelled.count),
+          labels=start.labels.at[0].set(self._labelled.count),
         )
       start = self._warm_up(start, keys[3])
     params = bj.BilevelParams(start.upper, policy)

@@ -18,14 +18,17 @@ class Method(NamedTuple):
     learned_reward: whether rewards come from the model, not the environment.
     second_policy: whether there is a second policy, and so a penalty.
     true_labels: whether labels follow the true rewards, or are random.
-    constant: whether the model is fixed and gives each step a reward of 1.
+    constant: reward of each step from a fixed model, 1 or -1; 0 without one.
+    ensemble: whether an ensemble of reward models chooses the pairs that are
+      labelled.
   """
 
   title: str
   learned_reward: bool = True
   second_policy: bool = False
   true_labels: bool = True
-  constant: bool = False
+  constant: int = 0
+  ensemble: bool = False
 
   @property
   def learns_labels(self) -> bool:
@@ -38,8 +41,12 @@ METHODS = {
   'drlhf': Method('DRLHF'),
   'pbrl': Method('PBRL', second_policy=True),
   'control/random_labels': Method('DRLHF, random labels', true_labels=False),
-  'control/constant_reward': Method('constant reward of 1', constant=True),
+  'control/constant_reward': Method('constant reward of 1', constant=1),
+  'control/negative_reward': Method('constant reward of -1', constant=-1),
+  'ensemble': Method('DRLHF, queries by disagreement', ensemble=True),
 }
+# Methods of the presets with the published labels.
+FORMER_METHODS = tuple(METHODS)[:5]
 
 
 MEANINGS = {
@@ -48,6 +55,8 @@ MEANINGS = {
   'pbrl': 'penalty-based bilevel RL, the method of the paper.',
   'control/random_labels': 'DRLHF with random labels.',
   'control/constant_reward': 'actor-critic on a reward of 1 per step.',
+  'control/negative_reward': 'actor-critic on a reward of -1 per step.',
+  'ensemble': 'DRLHF whose pairs are those that its models disagree on.',
 }
 EPISODES = 32  # Number of last episodes in the recorded mean return.
 
@@ -78,6 +87,8 @@ class Preferences:
     buffer: capacity of the buffer of pairs; 3,000 in the paper.
     held_out: untied pairs that measure the reward model's accuracy.
     temperature: noise of synthetic labels, in units of the true reward.
+    ties: labels of pairs with equal returns, `drawn` as 0 or 1, or `half`.
+    candidates: pairs among which an ensemble chooses each labelled one.
   """
 
   fragment: int = 25
@@ -86,6 +97,8 @@ class Preferences:
   buffer: int | None = None
   held_out: int | None = None
   temperature: float = 1.0
+  ties: Literal['drawn', 'half'] = 'drawn'
+  candidates: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +110,14 @@ class RewardModel:
     steps: steps per reward epoch.
     batch: pairs per step.
     rate: step size of Adam.
+    members: number of reward models of an ensemble.
   """
 
   warm_up: int | None = None
   steps: int | None = None
   batch: int | None = None
   rate: float = 3e-4
+  members: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +128,14 @@ class Weights:
     tau: weight of the policy's entropy, in units of the normalised reward.
     penalty: lambda, the weight of the penalty in the reward model.
     score: weight of the score function in the policy.
+    multiplier: lambda of both terms, in units of the normalised reward; 0 for
+      the separate weights `penalty` and `score`.
   """
 
   tau: float = 0.01
   penalty: Annotated[float, harness.Allowed(0)] = 0.1
   score: Annotated[float, harness.Allowed(0)] = 0.05
+  multiplier: Annotated[float, harness.Allowed(0)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +159,7 @@ class Settings:
       linearly to 0.
     discount: discount of rewards.
     weights: of the terms of the losses.
+    normalised_advantages: whether advantages have mean 0 and deviation 1.
     records: number of records of a run; the last one is at its end.
     seeds: of weights, environments, actions and labels.
   """
@@ -161,6 +180,7 @@ class Settings:
   rates: Annotated[tuple[float, ...], harness.Allowed(empty=True)] = ()
   discount: Annotated[float, harness.Allowed(0, 0.9999)] = 0.99
   weights: Weights = Weights()
+  normalised_advantages: bool = False
   records: int | None = None
   seeds: int = 5
 
@@ -169,6 +189,14 @@ PRESETS = {
   'quick': Settings(),
   'smoke': Settings(sizes='smoke', seeds=2),
   'paper': Settings(sizes='paper', seeds=10),
+  # On games that a constant reward does not solve.
+  'informative': Settings(
+    methods=tuple(METHODS),
+    frames=1_000_000,
+    preferences=Preferences(temperature=0.3, ties='half'),
+    normalised_advantages=True,
+    records=40,
+  ),
 }
 # Former flags.
 RENAMED = {
@@ -222,6 +250,7 @@ def default_sizes(
     preset: smoke, quick or paper.
     methods: methods that fit the labels.
   """
+  methods = [name for name in methods if name in FORMER_METHODS]
   if preset == 'smoke':
     methods = ('drlhf', 'pbrl')
   elif (kind, preset) == ('pixels', 'quick'):
