@@ -31,10 +31,6 @@ class Sizes:
   Attributes:
     batch_size: rows of an update, comparisons or demonstrations.
     buckets: lengths to which rows are padded, tokens.
-    too_long: what happens to rows longer than the last bucket: leave_out, or
-      truncate, which cuts off the end of their answers.
-    turns: which of the assistant's turns in a demonstration are learned, the
-      last one or all.
     held_out: rows of each kind for the report.
     refresh: rows of each kind on which MAXRIGHT evaluates both losses.
     train: largest number of rows of each kind to train on; 0 for all.
@@ -43,18 +39,22 @@ class Sizes:
       paper, instead of held-out rows.
     pack: whether several demonstrations share a row of the longest bucket in
       training; batch_size counts these rows.
+    too_long: what happens to rows longer than the last bucket: leave_out, or
+      truncate, which cuts off the end of their answers.
+    turns: which of the assistant's turns in a demonstration are learned, the
+      last one or all.
   """
 
   batch_size: int = 4
   buckets: tuple[int, ...] = (128, 256, 512)
-  too_long: batches.TooLong = 'leave_out'
-  turns: batches.Turns = 'last'
   held_out: int = 64
   refresh: int = 16
   train: Annotated[int, harness.Allowed(low=0)] = 0
   micro_batches: int = 1
   overlap: bool = False
   pack: bool = False
+  too_long: batches.TooLong = 'leave_out'
+  turns: batches.Turns = 'last'
 
 
 class Problem(NamedTuple):

@@ -65,16 +65,16 @@ def test_one_dialogue_is_one_example_under_all_keys():
     {'question': TEXT, 'answer': 'So'},
     {'prompt': TEXT, 'response': f'{TEXT} So'},
   ):
-    assert data.as_example(row) == (0, PROMPT, 'So', None), row
+    assert data.as_example(row)[:4] == (0, PROMPT, 'So', None), row
   for row in (
     {'prompt': TEXT, **pair},
     {'instruction': TEXT, **pair},
     {'prompt': list(PROMPT), **pair},
   ):
-    assert data.as_example(row) == (0, PROMPT, 'So', ' No'), row
+    assert data.as_example(row)[:4] == (0, PROMPT, 'So', ' No'), row
   with_both = {key: f'{TEXT} {text}' for key, text in pair.items()}
   for row in (with_both, {**with_both, 'prompt': TEXT}):
-    assert data.as_example(row) == (0, PROMPT, 'So', 'No'), row
+    assert data.as_example(row)[:4] == (0, PROMPT, 'So', 'No'), row
 
 
 def test_prompts_need_no_answers(tmp_path):
@@ -93,7 +93,7 @@ def test_prompts_need_no_answers(tmp_path):
   path.write_text('\n'.join(map(json.dumps, rows)))
   content = data.read(path, prompts_only=True)
   for number, example in enumerate(content.examples):
-    assert example == (number, PROMPT, '', None), rows[number]
+    assert example[:4] == (number, PROMPT, '', None), rows[number]
   for row, match in (
     ({'output': 'a'}, 'keys are'),
     ({'instruction': ' '}, "instruction is ' '"),
@@ -125,7 +125,7 @@ def test_dialogues_of_hh_are_the_same_in_the_form_of_instructions():
     shared = {'instruction': prompt + mark, 'input': ''}
     assert data.as_prompt({**shared, 'output': ''}) == expected.prompt
     one = data.as_example({**shared, 'output': expected.answer})
-    assert one == (0, expected.prompt, expected.answer, None)
+    assert one[:4] == (0, expected.prompt, expected.answer, None)
     texts = [m['content'] for m in one.prompt]
     assert not any('\n\nHuman:' in t or '\n\nAssistant:' in t for t in texts)
     assert [m['role'] for m in one.prompt][-1] == U
