@@ -8,6 +8,7 @@ import bilevel_jax as bj
 from experiments import harness
 from experiments.pbrl import feedback, preferences, queries, rlhf_settings
 from experiments.pbrl import learner as learner_lib
+from tests.experiments.pbrl import rlhf_test
 
 MEMBERS, ACTIONS, LENGTH, SHAPE = 4, 3, 5, (2,)
 
@@ -112,18 +113,6 @@ def test_counts_of_informative_pairs():
   assert 0 < orders < right < untied < 50
 
 
-class _Agent:
-  """Logits and values are linear in the observation."""
-
-  @staticmethod
-  def policy(actor, observation):
-    return observation @ actor
-
-  @staticmethod
-  def value(critic, observation):
-    return observation @ critic
-
-
 def _rollout(rng, steps=12, count=4):
   shape = (steps, count)
   return bj.rl.Rollout(
@@ -153,7 +142,7 @@ def _step(name, changes=()):
     settings = harness.replaced(settings, {'reward.members': MEMBERS})
     reward = queries.as_ensemble(harness.Network(None, _member), MEMBERS).apply
   learner = learner_lib.Learner(
-    method, _Agent, reward, settings, 1e-2, jnp.float32, _member
+    method, rlhf_test.Linear, reward, settings, 1e-2, jnp.float32, _member
   )
   upper = jnp.asarray(weights if method.ensemble else weights[0])
   actor = rng.normal(size=(*SHAPE, ACTIONS)).astype(np.float32)

@@ -79,7 +79,7 @@ def _rollout(rng, steps=12, count=4):
   )
 
 
-class _Linear:
+class Linear:
   """An agent whose logits are linear in the observation."""
 
   @staticmethod
@@ -107,7 +107,7 @@ def _learner(name, **weights):
   settings = harness.replaced(TINY, changes)
   learner = learner_lib.Learner(
     rlhf_settings.METHODS[name],
-    _Linear,
+    Linear,
     lambda x, observation: observation @ x,
     settings,
     1e-2,
