@@ -134,9 +134,10 @@ def test_powers_of_two_scale_without_rounding(dtype, x64):
   numbers = np.ldexp(rng.uniform(1, 2, size=1_000).astype(dtype), exponents)
   edges = [0, info.smallest_subnormal, info.tiny, info.max, np.inf, np.nan]
   numbers = np.append(numbers, np.asarray(edges, dtype))
-  mantissas, _ = np.frexp(numbers)
-  expected = np.where(np.isfinite(numbers), numbers / mantissas / 2, np.inf)
-  expected = np.clip(np.nan_to_num(expected), info.tiny, 1 / info.tiny)
+  powers = np.ldexp(dtype(1), np.frexp(numbers)[1] - 1)
+  expected = np.where(numbers == 0, 0, powers)
+  expected = np.where(np.isfinite(numbers), expected, np.inf)
+  expected = np.clip(expected, info.tiny, 1 / info.tiny)
   actual = np.asarray(jax.jit(_rows.power_of_two)(numbers))
   np.testing.assert_array_equal(actual, expected)
   assert actual.dtype == dtype
