@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -185,7 +186,18 @@ def play_seeds(
   def run(params, seed):
     return play_seed(params, separate_key(jax.random.key(seed)))
 
-  return jax.jit(jax.vmap(run))(params, jnp.asarray(seeds, jnp.uint32))
+  episodes = jax.jit(jax.vmap(run))(params, jnp.asarray(seeds, jnp.uint32))
+  unfinished = np.isnan(np.asarray(episodes.returns))
+  if unfinished.any():
+    warnings.warn(
+      f'{unfinished.sum()} of {unfinished.size} episodes did not end within '
+      f'{np.asarray(episodes.lengths).max()} steps: they have no return, and '
+      'neither has the mean over episodes of their seeds. Let the environment '
+      'truncate episodes, see docs/recipes/reinforcement_learning.md.',
+      RuntimeWarning,
+      stacklevel=2,
+    )
+  return episodes
 
 
 def chooser(act: Act, actor: Any, key: chex.PRNGKey) -> Callable[[Any], int]:

@@ -118,13 +118,21 @@ def learning_for(settings: Settings, algorithm: str) -> on_policy.Learning:
 
 def count_updates(settings: Settings, algorithm: str) -> int:
   """Number of updates of a run."""
-  return max(1, settings.frames // learning_for(settings, algorithm).frames)
+  return settings.frames // learning_for(settings, algorithm).frames
 
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for settings that do not fit together."""
   for algorithm in settings.algorithm:
-    on_policy.check(settings.env, algorithm, learning_for(settings, algorithm))
+    learning = learning_for(settings, algorithm)
+    on_policy.check(settings.env, algorithm, learning)
+    if settings.frames < learning.frames:
+      raise harness.SettingsError(
+        f'frames={settings.frames} is less than one update of {algorithm}, '
+        f'which takes {learning.environments} environments x '
+        f'{learning.rollout} steps = {learning.frames} frames: increase frames '
+        'or decrease learning.environments.'
+      )
 
 
 def play(parts, params, key, *, episodes, policy):

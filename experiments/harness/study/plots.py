@@ -57,7 +57,8 @@ def draw_panels(
       panel with a new label has a legend.
     columns: panels per row.
     band: 'interval' for the 95 % interval of the mean, or 'range' for the
-      smallest and largest seed.
+      smallest and largest seed. The interval of two seeds would hide all else,
+      so theirs is the range.
 
   Returns:
     The figure.
@@ -164,7 +165,7 @@ def _summary(values, band):
   finite = np.where(np.isfinite(values), values, np.nan)
   intervals = [report.mean_interval(row) for row in finite]
   mean = np.array([x.mean for x in intervals])
-  if band == 'interval':
+  if band == 'interval' and values.shape[1] > 2:
     half = np.array([x.half_width for x in intervals])
     return mean, mean - half, mean + half
   low = np.fmin.reduce(finite, axis=1)

@@ -110,7 +110,8 @@ def train(
     leaving, _ = _agree(terminated(), False)
     while not (leaving or loop.over()):
       loop.advance()
-      bar.update(loop.step)
+      last = storage.history.records[-1:]
+      bar.update(loop.step, progress.describe(*last) if last else '')
       leaving, due = _agree(terminated(), loop.save_is_due())
       if due:
         loop.save()

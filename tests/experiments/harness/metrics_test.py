@@ -154,9 +154,20 @@ class TestProgress:
     stream = io.StringIO()
     monkeypatch.setattr(sys, 'stderr', stream)
     shown = progress.Progress('fit', 100, 20, every=0.0)
-    shown.update(60)
+    shown.update(60, 'error 0.5')
     shown.close()
-    assert stream.getvalue().startswith('fit: step 60/100, 00:00 left')
+    line = 'fit: step 60/100, 00:00 left; error 0.5\n'
+    assert stream.getvalue() == line
+
+  def test_metrics_of_the_study_come_first(self):
+    record = {
+      'step': 3,
+      'count/gradients': [9.0, 9.0],
+      'loss/upper': [1.0, None],
+      'return': [100.0, 150.0],
+      'unmeasured': [None, None],
+    }
+    assert progress.describe(record) == 'return 125, loss/upper 1'
 
   def test_silence_for_short_runs(self, monkeypatch):
     stream = io.StringIO()
@@ -171,6 +182,6 @@ class TestProgress:
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, 'stderr', stream)
     shown = progress.Progress('fit', 100, 20)
-    shown.update(60)
+    shown.update(60, 'error 0.5')
     shown.close()
-    assert '60/100' in stream.getvalue()
+    assert '60/100' in stream.getvalue() and 'error 0.5' in stream.getvalue()

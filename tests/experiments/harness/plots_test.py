@@ -68,6 +68,13 @@ def test_band_by_hand(tmp_path, figure, band):
     np.testing.assert_allclose(ys.max(), 3 + 25.41, 1e-3)
 
 
+def test_two_seeds_have_a_range(tmp_path, figure):
+  values = np.array([[1.0, 3.0], [2.0, 6.0]])
+  plot(tmp_path / 'a.png', {'one': (STEPS[:2], values)}, band='interval')
+  ys = figure[0].axes[0].collections[0].get_paths()[0].vertices[:, 1]
+  assert (ys.min(), ys.max()) == (1.0, 6.0)
+
+
 def test_many_curves_look_different(tmp_path, figure):
   plot(tmp_path / 'a.png', {str(i): (STEPS, STEPS + i) for i in range(14)})
   looks = {

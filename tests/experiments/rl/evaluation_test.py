@@ -65,6 +65,16 @@ def test_the_return_of_an_unfinished_episode_is_nan():
   assert (_play(goes, 'greedy', 3, GOAL).returns == -4).all()
 
 
+def test_unfinished_episodes_are_warned_of():
+  def play_seed(params, key):
+    return evaluation.Episodes(params, jnp.full(2, 9))
+
+  params = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
+  match = '1 of 4 episodes did not end within 9 steps'
+  with pytest.warns(RuntimeWarning, match=match):
+    evaluation.play_seeds(params, (0, 1), play_seed)
+
+
 def test_short_episodes_count_no_more_than_long_ones():
   """Lengths 1 and 9, equally often: rewards of 1, a mean return of 5."""
 

@@ -107,3 +107,9 @@ def test_settings_that_do_not_fit(changes, match):
     settings = dataclasses.replace(settings, algorithm=('ppo',))
   with pytest.raises(harness.SettingsError, match=match):
     train.check(settings)
+
+
+def test_too_few_frames_for_an_update():
+  settings = dataclasses.replace(SETTINGS, frames=10)
+  with pytest.raises(harness.SettingsError, match='frames=10 is less than one'):
+    train.check(settings)
