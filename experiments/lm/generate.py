@@ -29,10 +29,8 @@ from experiments import harness
 from experiments.harness.app import progress
 from experiments.harness.store import files, identity
 from experiments.lm import (
-  adapter_files,
   batches,
   generation,
-  lora,
   precision,
   row_files,
   weights,
@@ -171,11 +169,7 @@ def load(
     model, tokenizer = weights.make_random(dtype=dtype)
   else:
     model, tokenizer = weights.load_both(settings.model, dtype)
-  if settings.adapters:
-    adapters, scale = adapter_files.load(settings.adapters, model.config)
-    merged = lora.merge(model.params, adapters, scale=scale)
-    model = model._replace(params=merged)
-  return model, tokenizer
+  return weights.merge_adapters(model, settings.adapters), tokenizer
 
 
 def longest_prompt(settings: Settings, context: int) -> int:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 
 from experiments import harness
 from experiments.lm import (
+  adapter_files,
   byte_tokenizer,
   decoder,
   gguf_files,
   hugging_face,
+  lora,
 )
 from experiments.lm import config as config_lib
 from experiments.lm import tokenizer as tokenizer_lib
@@ -23,6 +25,7 @@ __all__ = [
   'load',
   'load_both',
   'make_random',
+  'merge_adapters',
   'smollm2',
   'teacher',
 ]
@@ -77,6 +80,26 @@ def make_random(
   config = config_lib.tiny(width)
   params = dict(decoder.init(config, seed, dtype or jnp.float32))
   return Model(config, params, None), byte_tokenizer.make()
+
+
+def merge_adapters(model: Model, folder: str | pathlib.Path) -> Model:
+  """Merges adapters in the format of peft into a model.
+
+  Args:
+    model: the model.
+    folder: folder of the adapters; '' for none.
+
+  Returns:
+    The model with other params.
+
+  Raises:
+    UserError: as `adapter_files.load`.
+  """
+  if not folder:
+    return model
+  adapters, scale = adapter_files.load(folder, model.config)
+  merged = lora.merge(model.params, adapters, scale=scale)
+  return model._replace(params=merged)
 
 
 def teacher(

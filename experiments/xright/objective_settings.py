@@ -16,7 +16,11 @@ class Files:
   Attributes:
     sft_data: file of demonstrations.
     pref_data: file of comparisons.
-    output: folder of the trained model, with its adapters in `adapters`; '' for
+    start_adapters: folder of adapters in the format of peft, of a first stage
+      for instance; merged into the model before training. References of
+      comparisons are those of the merged model. '' for none.
+    output: folder of the trained model, with its adapters in `adapters` unless
+      there are start adapters, to whose merged model they belong; '' for
       `model` in the workdir. A random model is written only if this is set.
     skip: whether to skip invalid rows instead of stopping at the first one.
     keep: which model is written, the last one, or the best one: the one with
@@ -26,6 +30,7 @@ class Files:
 
   sft_data: str = ''
   pref_data: str = ''
+  start_adapters: str = ''
   output: str = ''
   skip: bool = False
   keep: Literal['last', 'best'] = 'last'

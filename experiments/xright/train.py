@@ -150,6 +150,7 @@ def prepare(
     )
   else:
     model, tokenizer = weights.load_both(settings.model, settings.stored_dtype)
+  model = weights.merge_adapters(model, settings.files.start_adapters)
   shape, teacher = settings.losses.shape(), None
   if 'distillation' in examples:
     teacher = load_teacher(settings, model, tokenizer)
@@ -189,7 +190,11 @@ def export(
   params: Any,
   step: int,
 ) -> None:
-  """Writes the first seed's model of a step, and its adapters."""
+  """Writes the first seed's model of a step, and its adapters.
+
+  Adapters on top of merged ones would be wrong on the model without these, so
+  they are not written.
+  """
   settings, model = options.settings, problem.model
   dtype = settings.export_dtype(model.dtype)
 
@@ -203,7 +208,7 @@ def export(
       dtype=dtype,
       generation=model.generation,
     )
-    if settings.adapters.rank:
+    if settings.adapters.rank and not settings.files.start_adapters:
       alpha, base = settings.adapters.alpha, settings.model
       adapter_files.export(
         folder / 'adapters', model.config, first, alpha=alpha, base=base

@@ -529,6 +529,27 @@ def test_the_best_step_is_written(tmp_path):
     assert float(again['sft']) == pytest.approx(metrics['loss/sft'], rel=1e-4)
 
 
+def test_a_second_stage_starts_from_the_adapters_of_the_first(tmp_path):
+  pytest.importorskip('safetensors')
+  pytest.importorskip('tokenizers')
+  first = run_made_up(
+    tmp_path / 'first', method='mix', output=str(tmp_path / 'one')
+  )
+  second = run_made_up(
+    tmp_path / 'second',
+    method='mix',
+    start_adapters=str(tmp_path / 'one/adapters'),
+    output=str(tmp_path / 'two'),
+  )
+  start = pytest.approx(first['loss/sft'], rel=1e-5)
+  assert second['loss/sft/start'] == start
+  # The merged model is the reference, so that all rewards are zero.
+  assert first['accuracy/dpo'] != 0.5 == second['accuracy/dpo/start']
+  assert second['loss/dpo/start'] == pytest.approx(np.log(2), rel=1e-5)
+  # Its adapters would be wrong without those of the first stage.
+  assert not (tmp_path / 'two/adapters').exists()
+
+
 def test_labelled_answers_are_learned(tmp_path):
   """Wanted answers are ranked above unwanted ones after training."""
   *_, examples = problem_lib.made_up(24)
