@@ -17,6 +17,7 @@ LAYERS, HEADS, WIDTH = 10_000, 2**16, 2**24
 # Differences of Hugging Face's model types from Llama's layer.
 FAMILIES: dict[str, dict[str, bool]] = {
   'llama': {'qkv_bias': False, 'qk_norm': False},
+  'mistral': {'qkv_bias': False, 'qk_norm': False},
   'qwen2': {'qkv_bias': True, 'qk_norm': False},
   'qwen3': {'qkv_bias': False, 'qk_norm': True},
 }
@@ -45,7 +46,7 @@ class Config:
   """Sizes and conventions of a decoder of Llama's family.
 
   Attributes:
-    family: 'llama' (also SmolLM2), 'qwen2' or 'qwen3'.
+    family: 'llama' (also SmolLM2), 'mistral', 'qwen2' or 'qwen3'.
     layers: number of layers.
     width: width of the residual stream.
     hidden: width of the feed-forward layers.
@@ -142,7 +143,10 @@ def tiny(width: int = 32, vocabulary: int = 260) -> Config:
 
 
 def _supported() -> str:
-  return f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2, Qwen 2 and 3)'
+  return (
+    f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2, Mistral without a '
+    'sliding window, Qwen 2 and 3)'
+  )
 
 
 def from_hugging_face(
@@ -180,6 +184,14 @@ def from_hugging_face(
   integer = lambda name, high, default=None: checked_files.integer(
     source, fields, name, 1, high, default
   )
+  # Without this field, transformers assumes a window of 4,096 tokens.
+  window = fields.get('sliding_window', 4096) if family == 'mistral' else None
+  if window is not None:
+    raise harness.UserError(
+      f'{source} has sliding_window={window!r} (4096 if missing), which is not '
+      'supported; Mistral 7B has none from version 0.2 on. Set it to null if '
+      'your rows are shorter than the window.'
+    )
   width, heads = (
     integer('hidden_size', WIDTH),
     integer('num_attention_heads', HEADS),
@@ -253,6 +265,7 @@ def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:
   """Converts to the fields of a `config.json`."""
   names = {
     'llama': 'LlamaForCausalLM',
+    'mistral': 'MistralForCausalLM',
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
   }
@@ -284,6 +297,7 @@ def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     'tie_word_embeddings': config.tied,
     'max_position_embeddings': config.context or 2048,
+    'sliding_window': None,
     # The name until 2025, and the name since.
     'torch_dtype': dtype,
     'dtype': dtype,

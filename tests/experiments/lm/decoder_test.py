@@ -144,15 +144,26 @@ def test_derivatives_with_layers_computed_anew():
 def test_what_is_not_supported_is_said():
   fields = config_lib.to_hugging_face(SMALL)
   for change, words in (
-    ({'model_type': 'gpt2'}, "model_type='gpt2'.*llama, qwen2, qwen3"),
+    ({'model_type': 'gpt2'}, "model_type='gpt2'.*llama, mistral, qwen2"),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
     ({'hidden_size': None}, "no field 'hidden_size'"),
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 2}}, "type 'yarn'"),
     ({'num_key_value_heads': 4}, 'not a multiple of 4'),
     ({'use_sliding_window': True}, 'use_sliding_window=True'),
+    (
+      {'model_type': 'mistral', 'sliding_window': 4096},
+      'sliding_window=4096',
+    ),
   ):
     with pytest.raises(harness.UserError, match=words):
       config_lib.from_hugging_face({**fields, **change})
+  mistral = {**fields, 'model_type': 'mistral'}
+  assert config_lib.from_hugging_face(mistral) == dataclasses.replace(
+    SMALL, family='mistral', context=2048
+  )
+  del mistral['sliding_window']
+  with pytest.raises(harness.UserError, match='4096 if missing'):
+    config_lib.from_hugging_face(mistral)
   newer = {**fields, 'rope_scaling': None, 'rope_theta': None}
   del newer['rope_theta']
   newer['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 7.0}
