@@ -175,7 +175,8 @@ CLAIMS = (
   *(
     harness.Claim(
       f'{name}, {rates}: in {words} {cells} cells the {title} is {word} the '
-      'best of HPGD, adaptive model design and zero order, by paired intervals.',
+      'best of HPGD, adaptive model design and zero order, by paired '
+      'intervals.',
       run=run,
       metric=f'cells_{word}{suffix}/{method}',
       **bound,
