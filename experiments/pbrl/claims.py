@@ -47,6 +47,15 @@ RUNS = {
   'tax_design_penalty': harness.Run(
     'tax_design', flags=('--penalty=0.3,1000',), presets=()
   ),
+  # The published number of updates.
+  'tax_design_long': harness.Run('tax_design', preset='long', presets=()),
+  # Ten times as many; an hour on a core.
+  'tax_design_10000': harness.Run(
+    'tax_design',
+    preset='long',
+    flags=('--steps=10000', '--chunk=500', '--seeds=5'),
+    presets=(),
+  ),
   'cartpole': harness.Run('rlhf'),
   'breakout': harness.Run(
     'rlhf', flags=('--env=Breakout-MinAtar', '--seeds=3'), presets=_FULL
@@ -165,14 +174,28 @@ CLAIMS = (
   ),
   *(
     harness.Claim(
-      f'Four rooms, 10,000 updates, {rates}: in {words} 6 cells the {title} is '
-      f'{word} the best of HPGD, adaptive model design and zero order, by '
-      'paired intervals.',
-      run='four_rooms_long',
+      f'{name}, {rates}: in {words} {cells} cells the {title} is {word} the '
+      'best of HPGD, adaptive model design and zero order, by paired '
+      'intervals.',
+      run=run,
       metric=f'cells_{word}{suffix}/{method}',
       **bound,
-      published='HPGD ahead in 2 of 9',
+      published=published,
       presets=_FULL,
+    )
+    for name, run, cells, published in (
+      (
+        'Four rooms, 10,000 updates',
+        'four_rooms_long',
+        6,
+        'HPGD ahead in 2 of 9',
+      ),
+      (
+        'Tax design, 1,000 updates',
+        'tax_design_long',
+        3,
+        'none of the penalty',
+      ),
     )
     for suffix, rates in (
       ('', 'one rate for all cells'),

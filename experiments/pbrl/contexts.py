@@ -15,19 +15,46 @@ import jax.numpy as jnp
 from experiments.pbrl import grids
 
 
+class Groups(NamedTuple):
+  """Transitions of actions that are products of a group and a bundle.
+
+  Actions are numbered `group * bundles + bundle`. Bundles of one kind have the
+  same transitions, so the table has a row per kind instead of one per action.
+
+  Attributes:
+    table: probabilities, (states, groups, kinds, states).
+    member: 1 at the kind of a bundle, (kinds, bundles).
+  """
+
+  table: chex.Array
+  member: chex.Array
+
+  def expect(self, values: chex.Array) -> chex.Array:
+    """Expected next values of (states,), (states, actions)."""
+    after = self.table @ values @ self.member
+    return after.reshape(len(after), -1)
+
+  def chain(self, weights: chex.Array) -> chex.Array:
+    """Sums the transitions with weights of (states, actions)."""
+    states, groups, kinds, _ = self.table.shape
+    split = weights.reshape(states, groups, -1) @ self.member.T
+    table = self.table.reshape(states, groups * kinds, states)
+    return jnp.einsum('sk,skt->st', split.reshape(states, -1), table)
+
+
 class Process(NamedTuple):
   """The decision process of the follower in one context.
 
   Attributes:
     transitions: probabilities (states, actions, states), whose rows of zeros
-      end the episode, or a `grids.Grid`.
+      end the episode, `Groups`, or a `grids.Grid`.
     rewards: of the follower, (states, actions) or (states, 1).
     leader_rewards: of the leader, (states, actions) or (states, 1).
     start: probabilities of the first state, (states,).
     discount: of both players.
   """
 
-  transitions: chex.Array | grids.Grid
+  transitions: chex.Array | Groups | grids.Grid
   rewards: chex.Array
   leader_rewards: chex.Array
   start: chex.Array
@@ -47,7 +74,7 @@ def straight(z: chex.Array) -> chex.Array:
 
 def chain(process: Process, weights: chex.Array) -> Any:
   """The transitions summed with weights (states, actions): takes `@`."""
-  if isinstance(process.transitions, grids.Grid):
+  if isinstance(process.transitions, Groups | grids.Grid):
     return process.transitions.chain(weights)
   return jnp.einsum('sa,sat->st', weights, process.transitions)
 
@@ -106,9 +133,15 @@ def leader_return(process: Process, policy: chex.Array) -> chex.Array:
 
 def backup(process: Process, values: chex.Array) -> chex.Array:
   """Action values from state values, (states, actions)."""
+  return process.rewards + process.discount * _expect(process, values)
+
+
+def _expect(process, values):
+  """Expected next values by state and action."""
   moves = process.transitions
-  after = moves.expect if isinstance(moves, grids.Grid) else moves.__matmul__
-  return process.rewards + process.discount * after(values)
+  if isinstance(moves, Groups | grids.Grid):
+    return moves.expect(values)
+  return moves @ values
 
 
 def improve(
@@ -235,8 +268,7 @@ def _backup_slopes(make_process, x, tables):
 
   def after(x):
     process = make_process(x)
-    both = jnp.stack([tables.values, tables.leader_values], axis=1)
-    moved = process.discount * process.transitions @ both
-    return moved[..., 0], moved[..., 1]
+    both = tables.values, tables.leader_values
+    return tuple(process.discount * _expect(process, x) for x in both)
 
   return jax.tree.map(jnp.add, slopes, jax.jacfwd(after)(x))

@@ -53,7 +53,11 @@ def test_the_process_is_that_of_its_equations(x64):
   process_at = jax.jit(households.process)
   for taste in (0, 1):
     process = process_at(x, taste)
-    for actual, expected in zip(process[:3], plain(x, taste), strict=True):
+    table, member = process.transitions
+    moves = jnp.einsum('shkt,kb->shbt', table, member).reshape(7, 81, 7)
+    actual_parts = moves, process.rewards, process.leader_rewards
+    expected_parts = plain(x, taste)
+    for actual, expected in zip(actual_parts, expected_parts, strict=True):
       np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(process.start.sum(), 1, rtol=1e-6)
   # The derivative is finite where no goods are bought.
