@@ -128,8 +128,9 @@ class Weights:
     tau: weight of the policy's entropy, in units of the normalised reward.
     penalty: lambda, the weight of the penalty in the reward model.
     score: weight of the score function in the policy.
-    multiplier: lambda of both terms, in units of the normalised reward; 0 for
-      the separate weights `penalty` and `score`.
+    multiplier: lambda of both terms, in units of the normalised reward, with
+      a penalty that is never negative; 0 for the separate weights `penalty`
+      and `score`.
   """
 
   tau: float = 0.01
@@ -194,6 +195,8 @@ PRESETS = {
     methods=tuple(METHODS),
     frames=1_000_000,
     preferences=Preferences(temperature=0.3, ties='half'),
+    rates=(1e-3, 2e-3, 4e-3),
+    weights=Weights(multiplier=1.0),
     normalised_advantages=True,
     records=40,
   ),
