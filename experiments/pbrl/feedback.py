@@ -140,9 +140,8 @@ def make_solvers(
     if method.second_policy:
       mean = lambda at: preferences.model_rewards(reward, x, *at).mean()
       # The derivative of the penalty in x, with the second policy as the best.
-      penalty = weights.penalty
-      if weights.multiplier:
-        penalty = weights.multiplier * horizon * batch['unit']
+      penalty = weights.multiplier * horizon or weights.penalty
+      penalty *= batch['factor']
       loss += penalty * (mean(batch['value']) - mean(batch['lower']))
     return loss
 

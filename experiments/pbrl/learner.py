@@ -182,11 +182,15 @@ class Learner:
       parts = {'pairs': preferences.sample(keys[3], buffer, shape)}
       if method.second_policy:
         parts |= {n: self._in_parts(r) for n, r in relabelled.items()}
-        if self._settings.weights.multiplier:
+        weights, factor = self._settings.weights, jnp.ones([])
+        if weights.multiplier:
+          factor = unit
+        if weights.nonnegative:
           # If the policy is better than the second one, it is the best known
           # policy itself, and its sub-optimality is 0. A negative penalty
           # would lower rewards without bound where no pair restrains them.
-          parts['unit'] = jnp.full(model.steps, unit * (gap > 0))
+          factor = factor * (gap > 0)
+        parts['factor'] = jnp.full(model.steps, factor)
       updates, fitted = self._rewards.update(parts, state.rewards, params)
       params = bj.apply_updates(params, updates)
       state = state._replace(buffer=buffer, held_out=held_out, rewards=fitted)

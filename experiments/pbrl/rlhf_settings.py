@@ -128,15 +128,17 @@ class Weights:
     tau: weight of the policy's entropy, in units of the normalised reward.
     penalty: lambda, the weight of the penalty in the reward model.
     score: weight of the score function in the policy.
-    multiplier: lambda of both terms, in units of the normalised reward, with
-      a penalty that is never negative; 0 for the separate weights `penalty`
-      and `score`.
+    multiplier: lambda of both terms, in units of the normalised reward; 0 for
+      the separate weights `penalty` and `score`.
+    nonnegative: whether the reward model has no penalty in epochs in which the
+      policy is better than the second one.
   """
 
   tau: float = 0.01
   penalty: Annotated[float, harness.Allowed(0)] = 0.1
   score: Annotated[float, harness.Allowed(0)] = 0.05
   multiplier: Annotated[float, harness.Allowed(0)] = 0.0
+  nonnegative: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,7 @@ PRESETS = {
     frames=1_000_000,
     preferences=Preferences(temperature=0.3, ties='half'),
     rates=(1e-3, 2e-3, 4e-3),
-    weights=Weights(multiplier=1.0),
+    weights=Weights(nonnegative=True),
     normalised_advantages=True,
     records=40,
   ),

@@ -92,7 +92,7 @@ def test_the_penalty_is_never_negative():
     steps = [
       queries_test.make_step('pbrl', changes, exchanged=exchanged)
       for changes in (
-        {'weights.multiplier': 0.3},
+        {'weights.multiplier': 0.3, 'weights.nonnegative': True},
         {'weights.penalty': 0.0, 'weights.score': (1 - 0.9) / 0.3},
       )
     ]

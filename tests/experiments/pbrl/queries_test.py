@@ -184,9 +184,7 @@ def test_an_ensemble_moves_each_member_and_a_constant_none():
 
 def test_a_multiplier_weighs_both_terms():
   """Of f + lambda p, divided by lambda / (1 - discount) for the policy."""
-  # Exchanged rollouts have a positive penalty.
-  run = lambda changes: make_step('pbrl', changes, exchanged=True)
-  rollouts, params, joint, _ = run({'weights.multiplier': 0.3})
+  rollouts, params, joint, _ = make_step('pbrl', {'weights.multiplier': 0.3})
   weights = np.asarray(params.upper, np.float64)
   rewards = np.tanh(np.asarray(rollouts['lower'].observations) @ weights.T)
   actions = np.asarray(rollouts['lower'].actions)[..., None]
@@ -195,11 +193,11 @@ def test_a_multiplier_weighs_both_terms():
     'weights.penalty': float(0.3 / (1 - 0.9) * 0.1 / scale),
     'weights.score': (1 - 0.9) / 0.3,
   }
-  _, _, separate, _ = run(changes)
+  _, _, separate, _ = make_step('pbrl', changes)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     joint,
     separate,
   )
-  _, _, other, _ = run(changes | {'weights.penalty': 0.0})
+  _, _, other, _ = make_step('pbrl', changes | {'weights.penalty': 0.0})
   assert np.abs(other.upper - joint.upper).max() > 1e-4
