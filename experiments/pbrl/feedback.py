@@ -18,6 +18,10 @@ Without a second policy and the score function this is deep reinforcement
 learning from human preferences (Christiano et al., 2017). With the true rewards
 it is an actor-critic. Preferences do not determine the scale of rewards, so
 rewards are divided by their mean absolute value.
+
+f prefers policies whose pairs are untied, as the loss of a tie is log 2. So it
+opposes an optimal policy, all of whose episodes are equal, unless lambda is
+large: see the notes.
 """
 
 from collections.abc import Callable
@@ -136,9 +140,8 @@ def make_solvers(
     if method.second_policy:
       mean = lambda at: preferences.model_rewards(reward, x, *at).mean()
       # The derivative of the penalty in x, with the second policy as the best.
-      penalty = weights.penalty
-      if weights.multiplier:
-        penalty = weights.multiplier * horizon * batch['unit']
+      penalty = weights.multiplier * horizon or weights.penalty
+      penalty *= batch['factor']
       loss += penalty * (mean(batch['value']) - mean(batch['lower']))
     return loss
 

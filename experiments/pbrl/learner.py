@@ -171,6 +171,8 @@ class Learner:
     updates, moved = self._policies.update(batch, state.policies, params)
     params = bj.apply_updates(params, updates)
     state = state._replace(key=key, policies=moved, scale=scale)
+    entropies = bj.outputs(moved)
+    gap = self._suboptimality(scaled, entropies)
     if reward_epoch and method.learned_reward:
       buffer, held_out = state.buffer, state.held_out
       if draws_pairs:
@@ -180,8 +182,15 @@ class Learner:
       parts = {'pairs': preferences.sample(keys[3], buffer, shape)}
       if method.second_policy:
         parts |= {n: self._in_parts(r) for n, r in relabelled.items()}
-        if self._settings.weights.multiplier:
-          parts['unit'] = jnp.full(model.steps, unit)
+        weights, factor = self._settings.weights, jnp.ones([])
+        if weights.multiplier:
+          factor = unit
+        if weights.nonnegative:
+          # If the policy is better than the second one, it is the best known
+          # policy itself, and its sub-optimality is 0. A negative penalty
+          # would lower rewards without bound where no pair restrains them.
+          factor = factor * (gap > 0)
+        parts['factor'] = jnp.full(model.steps, factor)
       updates, fitted = self._rewards.update(parts, state.rewards, params)
       params = bj.apply_updates(params, updates)
       state = state._replace(buffer=buffer, held_out=held_out, rewards=fitted)
@@ -191,8 +200,6 @@ class Learner:
     steps = sum(r.rewards.size for r in rollouts.values())
     values, counts = state.metrics.values, state.metrics.counts
     added = counts.array + jnp.concatenate([jnp.int32(steps)[None], labels])
-    entropies = bj.outputs(moved)
-    gap = self._suboptimality(scaled, entropies)
     measured = jnp.stack([gap, now, entropies['lower']])
     metrics = state.metrics._replace(
       values=bj.types.named(values.names, measured),

@@ -27,8 +27,9 @@ to label, `--labels` trains on them, and `render` draws the policy.
 
 The preset `informative` is for games on which a constant reward orders few
 pairs, Catch-bsuite and SpaceInvaders-MinAtar. Ties are labelled 0.5, labels
-have less noise, advantages are normalised, and there are two more rows: a
-constant reward of -1, and an ensemble that chooses the pairs it disagrees on.
+have less noise, advantages are normalised, the penalty is never negative, and
+three rates are tried for each row. There are two more rows: a constant reward
+of -1, and an ensemble that chooses the pairs it disagrees on.
 """
 
 import pathlib

@@ -238,7 +238,7 @@ def run(
   rules = comparison.Rules(
     options,
     settings=harness.run_settings(settings, 'methods', 'rates', 'sizes'),
-    score=lambda trained: trained.history['return'][-5:].mean(axis=0),
+    score=lambda trained: trained.history['return'].mean(axis=0),
     tuning_seeds=comparison.tuning_seeds(2),
   )
   train = Suite(settings).train

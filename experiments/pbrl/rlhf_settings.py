@@ -130,12 +130,15 @@ class Weights:
     score: weight of the score function in the policy.
     multiplier: lambda of both terms, in units of the normalised reward; 0 for
       the separate weights `penalty` and `score`.
+    nonnegative: whether the reward model has no penalty in epochs in which the
+      policy is better than the second one.
   """
 
   tau: float = 0.01
   penalty: Annotated[float, harness.Allowed(0)] = 0.1
   score: Annotated[float, harness.Allowed(0)] = 0.05
   multiplier: Annotated[float, harness.Allowed(0)] = 0.0
+  nonnegative: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +197,8 @@ PRESETS = {
     methods=tuple(METHODS),
     frames=1_000_000,
     preferences=Preferences(temperature=0.3, ties='half'),
+    rates=(1e-3, 2e-3, 4e-3),
+    weights=Weights(nonnegative=True),
     normalised_advantages=True,
     records=40,
   ),

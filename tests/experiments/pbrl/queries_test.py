@@ -125,7 +125,7 @@ def _rollout(rng, steps=12, count=4):
   )
 
 
-def _step(name, changes=()):
+def make_step(name, changes=(), *, exchanged=False):
   """An update with the rollouts, params and state before and after."""
   settings = rlhf_settings.Settings(
     frames=4 * 12 * 100,
@@ -151,6 +151,8 @@ def _step(name, changes=()):
   rollouts = {'lower': _rollout(rng)}
   if method.second_policy:
     rollouts['value'] = _rollout(rng)
+    if exchanged:
+      rollouts = dict(zip(rollouts, reversed(rollouts.values()), strict=True))
   start = learner.empty_start(upper, SHAPE)
   state = learner.init(params, jax.random.key(5), start)
   run = jax.jit(lambda *args: learner.step(*args, reward_epoch=True))
@@ -159,7 +161,7 @@ def _step(name, changes=()):
 
 
 def test_a_step_measures_entropy_and_counts_labels():
-  rollouts, params, _, state = _step('drlhf')
+  rollouts, params, _, state = make_step('drlhf')
   logits = np.asarray(rollouts['lower'].observations, np.float64) @ np.asarray(
     params.lower.actor, np.float64
   )
@@ -174,7 +176,7 @@ def test_a_step_measures_entropy_and_counts_labels():
 
 
 def test_an_ensemble_moves_each_member_and_a_constant_none():
-  _, params, after, state = _step('ensemble')
+  _, params, after, state = make_step('ensemble')
   moved = np.abs(after.upper - params.upper).max(axis=(1, 2))
   assert (moved > 1e-3).all()
   assert int(bj.counts(state)['labels']) == 4
@@ -182,7 +184,7 @@ def test_an_ensemble_moves_each_member_and_a_constant_none():
 
 def test_a_multiplier_weighs_both_terms():
   """Of f + lambda p, divided by lambda / (1 - discount) for the policy."""
-  rollouts, params, joint, _ = _step('pbrl', {'weights.multiplier': 0.3})
+  rollouts, params, joint, _ = make_step('pbrl', {'weights.multiplier': 0.3})
   weights = np.asarray(params.upper, np.float64)
   rewards = np.tanh(np.asarray(rollouts['lower'].observations) @ weights.T)
   actions = np.asarray(rollouts['lower'].actions)[..., None]
@@ -191,11 +193,11 @@ def test_a_multiplier_weighs_both_terms():
     'weights.penalty': float(0.3 / (1 - 0.9) * 0.1 / scale),
     'weights.score': (1 - 0.9) / 0.3,
   }
-  _, _, separate, _ = _step('pbrl', changes)
+  _, _, separate, _ = make_step('pbrl', changes)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     joint,
     separate,
   )
-  _, _, other, _ = _step('pbrl', changes | {'weights.penalty': 0.0})
+  _, _, other, _ = make_step('pbrl', changes | {'weights.penalty': 0.0})
   assert np.abs(other.upper - joint.upper).max() > 1e-4
