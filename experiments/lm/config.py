@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, dict[str, bool]] = {
   'mistral': {'qkv_bias': False, 'qk_norm': False},
   'qwen2': {'qkv_bias': True, 'qk_norm': False},
   'qwen3': {'qkv_bias': False, 'qk_norm': True},
+  'smollm3': {'qkv_bias': False, 'qk_norm': False},
 }
 
 
@@ -46,7 +48,7 @@ class Config:
   """Sizes and conventions of a decoder of Llama's family.
 
   Attributes:
-    family: 'llama' (also SmolLM2), 'mistral', 'qwen2' or 'qwen3'.
+    family: one of `FAMILIES`; SmolLM2 is 'llama'.
     layers: number of layers.
     width: width of the residual stream.
     hidden: width of the feed-forward layers.
@@ -61,6 +63,7 @@ class Config:
     context: longest sequence, tokens.
     qkv_bias: whether queries, keys and values have a bias.
     qk_norm: whether queries and keys are normalised in each head.
+    unrotated: numbers of the layers without rotary positions, as in SmolLM3.
   """
 
   family: str
@@ -78,6 +81,7 @@ class Config:
   context: int = 0
   qkv_bias: bool = False
   qk_norm: bool = False
+  unrotated: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.family not in FAMILIES:
@@ -144,8 +148,8 @@ def tiny(width: int = 32, vocabulary: int = 260) -> Config:
 
 def _supported() -> str:
   return (
-    f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2, Mistral without a '
-    'sliding window, Qwen 2 and 3)'
+    f'supported: {", ".join(FAMILIES)} (Llama 3, SmolLM2 and 3, Mistral '
+    'without a sliding window, Qwen 2 and 3)'
   )
 
 
@@ -196,6 +200,9 @@ def from_hugging_face(
     integer('hidden_size', WIDTH),
     integer('num_attention_heads', HEADS),
   )
+  layers, unrotated = integer('num_hidden_layers', LAYERS), ()
+  if family == 'smollm3':
+    unrotated = _unrotated(source, fields, layers)
   # Newer files have all settings of rotary positions in one field.
   rope = checked_files.typed(source, fields, 'rope_parameters', dict, {})
   scaling = checked_files.typed(source, fields, 'rope_scaling', dict, rope)
@@ -203,7 +210,7 @@ def from_hugging_face(
   return make(
     source,
     family=family,
-    layers=integer('num_hidden_layers', LAYERS),
+    layers=layers,
     width=width,
     hidden=integer('intermediate_size', WIDTH),
     heads=heads,
@@ -211,19 +218,38 @@ def from_hugging_face(
     head_width=integer('head_dim', WIDTH, width // heads),
     vocabulary=integer('vocab_size', WIDTH),
     rope_base=checked_files.number(
-      source, base, 'rope_theta', default=10_000.0
+      source,
+      base,
+      'rope_theta',
+      default=2_000_000.0 if family == 'smollm3' else 10_000.0,
     ),
     norm_epsilon=checked_files.number(
       source, fields, 'rms_norm_eps', default=1e-6
     ),
     tied=checked_files.typed(
-      source, fields, 'tie_word_embeddings', bool, False
+      source, fields, 'tie_word_embeddings', bool, family == 'smollm3'
     ),
     rope_scaling=_scaling(source, scaling),
     context=checked_files.integer(
       source, fields, 'max_position_embeddings', 0, default=0
     ),
+    unrotated=unrotated,
   )
+
+
+def _unrotated(source, fields, layers):
+  """Numbers of SmolLM3's layers without rotary positions."""
+  every = checked_files.integer(
+    source, fields, 'no_rope_layer_interval', 1, LAYERS, 4
+  )
+  usual = [int((i + 1) % every != 0) for i in range(layers)]
+  rotated = checked_files.typed(source, fields, 'no_rope_layers', list, usual)
+  if len(rotated) != layers or any(x not in (0, 1) for x in rotated):
+    raise harness.DamagedDataError(
+      f'{source} has no_rope_layers={reprlib.repr(rotated)}, expected {layers} '
+      'numbers, 0 for a layer without rotary positions and 1 for others.'
+    )
+  return tuple(i for i, x in enumerate(rotated) if not x)
 
 
 def make(source: str | pathlib.Path, *, family: str, **fields: Any) -> Config:
@@ -266,6 +292,7 @@ def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:
   names = {
     'llama': 'LlamaForCausalLM',
     'mistral': 'MistralForCausalLM',
+    'smollm3': 'SmolLM3ForCausalLM',
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
   }
@@ -298,6 +325,9 @@ def to_hugging_face(config: Config, dtype: str = 'float32') -> dict[str, Any]:
     'tie_word_embeddings': config.tied,
     'max_position_embeddings': config.context or 2048,
     'sliding_window': None,
+    'no_rope_layers': [
+      int(i not in config.unrotated) for i in range(config.layers)
+    ],
     # The name until 2025, and the name since.
     'torch_dtype': dtype,
     'dtype': dtype,

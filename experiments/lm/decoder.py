@@ -141,10 +141,16 @@ def layer(
     rotation: cosines and sines from `rotations`.
     attend: attention with the caller's mask.
 
+  `weights` may have `rotated`, see `with_rotated`.
+
   Returns:
     The output, and keys and values, (rows, length, kv_heads, head_width).
   """
   w = {name: array.astype(x.dtype) for name, array in weights.items()}
+  if 'rotated' in weights:
+    cos, sin = rotation
+    rotated = weights['rotated']
+    rotation = jnp.where(rotated, cos, 1), jnp.where(rotated, sin, 0)
   rows, length, _ = x.shape
   epsilon = config.norm_epsilon
   normed = rms_norm(x, w['attention_norm'], epsilon)
@@ -217,6 +223,28 @@ def segment_positions(segments: jax.Array) -> jax.Array:
   return at - jax.lax.cummax(first, axis=1)
 
 
+def with_rotated(
+  config: Config, layers: Mapping[str, jax.Array], first: int | None = None
+) -> dict[str, jax.Array]:
+  """Adds to stacked layers which of them have rotary positions.
+
+  Args:
+    config: config of the model.
+    layers: stacked layers, all or some.
+    first: number of the first one; by default they are the last ones.
+
+  Returns:
+    The layers, with `rotated`, bool (layers,), if some layers have none.
+  """
+  layers = dict(layers)
+  if not config.unrotated:
+    return layers
+  count = len(layers['attention_norm'])
+  first = config.layers - count if first is None else first
+  rotated = [i not in config.unrotated for i in range(first, first + count)]
+  return layers | {'rotated': jnp.array(rotated)}
+
+
 def run_layers(
   config: Config,
   layers: Mapping[str, jax.Array],
@@ -225,6 +253,7 @@ def run_layers(
   segments: jax.Array | None = None,
   positions: jax.Array | None = None,
   remat: bool = False,
+  first: int | None = None,
 ) -> jax.Array:
   """Runs layers in order.
 
@@ -238,6 +267,7 @@ def run_layers(
       each row or segment.
     remat: whether the backward pass recomputes each layer, to save memory.
       Otherwise it stores the products and recomputes what lies between them.
+    first: number of the first layer; by default they are the last ones.
 
   Returns:
     The output of the last layer, of the same shape.
@@ -253,7 +283,7 @@ def run_layers(
   # Norms and activations cost more memory than time: storing them is slower.
   policy = None if remat else jax.checkpoint_policies.dots_saveable
   body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-  return jax.lax.scan(body, x, dict(layers))[0]
+  return jax.lax.scan(body, x, with_rotated(config, layers, first))[0]
 
 
 def embed(params: Params, tokens: jax.Array, dtype: Any = None) -> jax.Array:
@@ -331,4 +361,5 @@ def trunk(
     embed(lower, tokens, dtype),
     segments=segments,
     positions=positions,
+    first=0,
   )

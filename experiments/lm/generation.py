@@ -72,7 +72,7 @@ def prefill(
   def body(x, w):
     return decoder.layer(config, w, x, rotation, attend)
 
-  x, keys_values = jax.lax.scan(body, x, dict(layers))
+  x, keys_values = jax.lax.scan(body, x, decoder.with_rotated(config, layers))
   room = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
   return x, Cache(*(jnp.pad(array, room) for array in keys_values))
 
@@ -114,7 +114,7 @@ def step(
     x, (k, v) = decoder.layer(config, w, x, rotation, attend)
     return x, (k[:, 0], v[:, 0])
 
-  x, new = jax.lax.scan(body, x, (dict(layers), *cache))
+  x, new = jax.lax.scan(body, x, (decoder.with_rotated(config, layers), *cache))
   # Updates all layers at once in place: a scan would copy the cache.
   return x, Cache(
     *(old.at[:, rows, positions].set(one) for old, one in zip(cache, new))

@@ -40,6 +40,10 @@ _TOP = {
 }
 
 
+# Architectures; llama.cpp files Mistral's models under llama.
+FAMILIES = ('llama', 'qwen2', 'qwen3')
+
+
 def load(path: pathlib.Path, dtype: Any) -> Model:
   """Loads a file; see `weights.load`."""
   gguf = harness.load_extra('gguf', 'llm', 'reading .gguf files')
@@ -55,10 +59,10 @@ def load(path: pathlib.Path, dtype: Any) -> Model:
     }
   family = values.get('general.architecture')
   tensors = {t.name: t for t in reader.tensors}
-  if not isinstance(family, str) or family not in config_lib.FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise harness.UserError(
       f'{path} has the architecture {family!r}; supported: '
-      f'{", ".join(config_lib.FAMILIES)}.'
+      f'{", ".join(FAMILIES)}.'
     )
   scaling = values.get(f'{family}.rope.scaling.type', 'none')
   if scaling not in ('none', None) or 'rope_freqs.weight' in tensors:

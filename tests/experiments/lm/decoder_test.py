@@ -27,6 +27,7 @@ SMALL = config_lib.Config(
 )
 CONFIGS = {
   'llama': SMALL,
+  'smollm3': dataclasses.replace(SMALL, family='smollm3', unrotated=(0, 2)),
   'llama, untied, llama3 positions': dataclasses.replace(
     SMALL,
     tied=False,
@@ -141,6 +142,18 @@ def test_derivatives_with_layers_computed_anew():
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_split_layers_keep_their_rotary_positions():
+  config = CONFIGS['smollm3']
+  params = decoder.init(config, 0)
+  expected = decoder.forward(config, params, TOKENS)
+  for first in (1, 2):
+    lower, upper = decoder.split_layers(params, first)
+    x = decoder.trunk(config, lower, TOKENS)
+    x = decoder.run_layers(config, upper['layers'], x)
+    actual = decoder.logits(config, upper, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_not_supported_is_said():
   fields = config_lib.to_hugging_face(SMALL)
   for change, words in (
@@ -164,6 +177,14 @@ def test_what_is_not_supported_is_said():
   del mistral['sliding_window']
   with pytest.raises(harness.UserError, match='4096 if missing'):
     config_lib.from_hugging_face(mistral)
+  smollm3 = {**fields, 'model_type': 'smollm3', 'num_hidden_layers': 9}
+  with pytest.raises(harness.DamagedDataError, match='expected 9 numbers'):
+    config_lib.from_hugging_face(smollm3)
+  for name in ('no_rope_layers', 'rope_theta', 'tie_word_embeddings'):
+    del smollm3[name]
+  config = config_lib.from_hugging_face(smollm3)
+  assert config.unrotated == (3, 7) and config.tied
+  assert config.rope_base == 2e6
   newer = {**fields, 'rope_scaling': None, 'rope_theta': None}
   del newer['rope_theta']
   newer['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 7.0}

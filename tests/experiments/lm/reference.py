@@ -79,7 +79,9 @@ def forward(config, tensors, tokens, dtype=np.float64):
       if f'{at}self_attn.q_norm.weight' in tensors:
         q = norm(q, get(at + 'self_attn.q_norm.weight'), epsilon)
         k = norm(k, get(at + 'self_attn.k_norm.weight'), epsilon)
-      scores = turn(q, angles) @ turn(k, angles).T / math.sqrt(width)
+      if config.get('no_rope_layers', [1] * (i + 1))[i]:
+        q, k = turn(q, angles), turn(k, angles)
+      scores = q @ k.T / math.sqrt(width)
       scores = np.where(future, -np.inf, scores)
       share = np.exp(scores - scores.max(-1, keepdims=True))
       out.append(share / share.sum(-1, keepdims=True) @ v)
