@@ -144,9 +144,12 @@ def load(
   path = folder / 'adapter_config.json'
   file = folder / 'adapter_model.safetensors'
   if not (checked_files.exists(path) and checked_files.exists(file)):
-    raise harness.UserError(
-      f'{folder} has no adapters: {path.name} or {file.name} is missing.'
-    )
+    why = f'{path.name} or {file.name} is missing'
+    if not checked_files.exists(folder):
+      why = 'the folder does not exist'
+    elif checked_files.exists(folder / 'adapters' / path.name):
+      why += f', but {folder / "adapters"} has them'
+    raise harness.UserError(f'{folder} has no adapters: {why}.')
   fields = _adapter_config(path)
   tensors = _read_tensors(file)
   rank, dora = fields['r'], bool(fields.get('use_dora'))

@@ -19,9 +19,9 @@ class Files:
     start_adapters: folder of adapters in the format of peft, of a first stage
       for instance; merged into the model before training. References of
       comparisons are those of the merged model. '' for none.
-    output: folder of the trained model, with its adapters in `adapters` unless
-      there are start adapters, to whose merged model they belong; '' for
-      `model` in the workdir. A random model is written only if this is set.
+    output: folder of the trained model, with its adapters in `adapters`, except
+      after start adapters: then only the merged model; '' for `model` in the
+      workdir. A random model is written only if this is set.
     skip: whether to skip invalid rows instead of stopping at the first one.
     keep: which model is written, the last one, or the best one: the one with
       the least sum of held-out losses, weighted by the mixing ratio, among

@@ -105,10 +105,24 @@ def check(settings: Settings) -> None:
       f'micro_batches={sizes.micro_batches}.'
     )
   objective_settings.check(settings.method, settings.files, losses)
+  check_start(settings)
   if sizes.pack and losses.demonstrations not in objectives.TOKEN_LOSSES:
     raise harness.SettingsError(
       '--pack needs a loss that is a mean over tokens, one of '
       f'{", ".join(objectives.TOKEN_LOSSES)}; got {losses.demonstrations}.'
+    )
+
+
+def check_start(settings: Settings) -> None:
+  """Raises SettingsError for adapters that the model contains already."""
+  adapters, model = settings.files.start_adapters, settings.model
+  if not (adapters and model):
+    return
+  if pathlib.Path(model).resolve() in pathlib.Path(adapters).resolve().parents:
+    raise harness.SettingsError(
+      f'--start_adapters={adapters} is in the folder of --model={model}, into '
+      'which these adapters are merged already: give the model of the first '
+      'stage, or leave out --start_adapters.'
     )
 
 

@@ -81,7 +81,8 @@ def load(
     MissingDataError: if there is no checkpoint.
     OtherRunError: if params or state have another structure.
   """
-  run = pathlib.Path(workdir) / name
+  # orbax refuses relative paths.
+  run = pathlib.Path(workdir).absolute() / name
   parts = ('params', 'best', *(() if state is None else ('state',)))
   for path in misnamed(run / 'checkpoints'):
     what = f'{path} is no checkpoint: its name is no step in plain digits.'

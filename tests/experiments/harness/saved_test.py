@@ -28,6 +28,12 @@ class TestLoad:
     same(loaded.params, whole.params)
     assert loaded.step == 40
 
+  def test_a_relative_folder(self, train, tmp_path, monkeypatch):
+    trained = train(stop_when=lambda history: True)
+    monkeypatch.chdir(tmp_path.parent)
+    loaded = harness.load(tmp_path.name)
+    same(loaded.params, trained.params._asdict())
+
   def test_best_params_and_nested_ones(self, train, tmp_path):
     params = {'layers': ({'w.b': np.ones(2)}, {'w.b': np.zeros((0, 2))})}
     trained = train(

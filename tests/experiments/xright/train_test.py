@@ -550,6 +550,14 @@ def test_a_second_stage_starts_from_the_adapters_of_the_first(tmp_path):
   assert not (tmp_path / 'two/adapters').exists()
 
 
+def test_adapters_are_not_merged_twice(tmp_path):
+  settings = change(
+    MADE_UP, model=f'{tmp_path}/one', start_adapters=f'{tmp_path}/one/adapters'
+  )
+  with pytest.raises(harness.SettingsError, match='merged already'):
+    train.check(settings)
+
+
 def test_labelled_answers_are_learned(tmp_path):
   """Wanted answers are ranked above unwanted ones after training."""
   *_, examples = problem_lib.made_up(24)
