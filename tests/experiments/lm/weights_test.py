@@ -105,7 +105,7 @@ def test_adapters_alone_are_read_back_under_the_names_of_others(tmp_path):
   ):
     with pytest.raises(harness.UserError, match=match):
       adapter_files.load(out, config)
-  with pytest.raises(harness.UserError, match='has no adapters: .* missing'):
+  with pytest.raises(harness.UserError, match=r'has no adapters: .* missing'):
     adapter_files.load(tmp_path, SMALL)
 
 
