@@ -18,7 +18,7 @@ import pytest
 import bilevel_jax as bj
 from bilevel_jax import testing
 from bilevel_jax.testing import _case, _compare, _devices, _promises
-from tests import contract
+from tests import contract, named_solvers
 
 FOUND = contract.collect()
 # Rows of which all promises are checked by default: a penalty method, one with
@@ -57,11 +57,12 @@ each = lambda rows: pytest.mark.parametrize('name', [row.name for row in rows])
 
 
 def quick_checks(row):
-  """Of the first row of a method more than of its others."""
+  """Of the first row of a method more than of its others and of variants."""
   if row.name in REPRESENTATIVES:
     return testing.FULL + testing.DEVICES
   same_method = [r for r in FOUND.rows.values() if r.method == row.method]
-  light = row.light or row is not same_method[0]
+  variant = row is not same_method[0] or row.method in named_solvers.VARIANTS
+  light = row.light or variant
   return testing.LIGHT if light else testing.QUICK
 
 
@@ -95,6 +96,7 @@ def test_contract_on_devices(name):
   report(FOUND.rows[name], testing.DEVICES, None)
 
 
+@pytest.mark.slow
 @each(map(FOUND.rows.get, ('v_pbgd', 'moco')))
 def test_without_jit(name):
   case = _case.Case(FOUND.rows[name])

@@ -237,3 +237,36 @@ NESTED_SOLVERS = [
   for name in bj.solvers.__all__
   if 'problem' in inspect.signature(getattr(bj.solvers, name)).parameters
 ]
+
+# Slow in some tests: the code of another solver with other numbers or in
+# another order, one that solves linear systems in each step, and those that
+# move twice.
+VARIANTS = {
+  'aid_bilevel',
+  'aipod',
+  'alset',
+  'alt_pbgd',
+  'amigo',
+  'bome',
+  'bsa',
+  'e_aipod',
+  'f2sa',
+  'f2sa_p',
+  'forum',
+  'fsla',
+  'lv_hba',
+  'ma_soba',
+  'meha',
+  'moml',
+  'mrbo',
+  'pbgd_free',
+  'pbrl',
+  'pzobo',
+  'saba',
+  'srba',
+  'sustain',
+  't_rhg',
+  'ttsa',
+  'v_pbsgd',
+  'vrbo',
+}

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import named_solvers
+from tests import named_solvers, tiers
 
 
 def _with_outputs(loss):
@@ -42,7 +42,12 @@ def _check(state, asked):
       np.testing.assert_array_equal(found[name]['twice'], 2 * values[name])
 
 
-@pytest.mark.parametrize('solver', named_solvers.NESTED_SOLVERS)
+@pytest.mark.parametrize(
+  'solver',
+  tiers.slow_where(
+    named_solvers.NESTED_SOLVERS, named_solvers.VARIANTS.__contains__
+  ),
+)
 def test_a_solver_returns_the_outputs_of_the_losses_measured(solver):
   both = ('upper', 'lower')
   found = []
@@ -58,6 +63,7 @@ def test_a_solver_returns_the_outputs_of_the_losses_measured(solver):
   jax.tree.map(np.testing.assert_array_equal, updates, without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'settings',
   [

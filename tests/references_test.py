@@ -13,6 +13,7 @@ import bilevel_jax as bj
 from tests.references import problem, steps
 from tests.references.problem import flat, pick
 from tests.references.steps import QUICKLY
+from tests.tiers import first, slow_where
 
 X, Y = np.hstack([problem.UPPER['a'], problem.UPPER['b']]), problem.LOWER
 F, G = steps.Loss(problem.upper), steps.Loss(problem.lower)
@@ -538,7 +539,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', slow_where(CASES, lambda name: ' ' in name))
 def test_bilevel_updates_are_the_published_ones(name):
   # Conjugate gradients take a singular matrix for one without a solution.
   data = (REGULAR,) if name == 'aid_bilevel' else (REGULAR, SINGULAR)
@@ -873,7 +874,7 @@ SEAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', SEAL)
+@pytest.mark.parametrize('name', first(SEAL, count=2))
 def test_seal_is_the_published_one(name):
   options = dict(SEAL[name])
   rest = dict(options)

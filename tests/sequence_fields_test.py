@@ -9,34 +9,7 @@ import optax
 import pytest
 
 import bilevel_jax as bj
-from tests import named_solvers
-
-# With `-m slow`: the code of another solver with other numbers or in another
-# order, one that solves linear systems in each step, and those that move twice.
-SLOW = (
-  'aid_bilevel',
-  'alset',
-  'alt_pbgd',
-  'amigo',
-  'bsa',
-  'e_aipod',
-  'f2sa_p',
-  'forum',
-  'fsla',
-  'ma_soba',
-  'moml',
-  'mrbo',
-  'pbgd_free',
-  'pbrl',
-  'pzobo',
-  'saba',
-  'srba',
-  'sustain',
-  't_rhg',
-  'ttsa',
-  'v_pbsgd',
-  'vrbo',
-)
+from tests import named_solvers, tiers
 
 
 def _box(z):
@@ -136,10 +109,7 @@ class _Fields:
 
 @pytest.mark.parametrize(
   'solver',
-  [
-    pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [])
-    for n in named_solvers.SOLVERS
-  ],
+  tiers.slow_where(named_solvers.SOLVERS, named_solvers.VARIANTS.__contains__),
 )
 def test_each_field_changes_the_iterates_or_is_refused(solver):
   case = named_solvers.make_case(solver)

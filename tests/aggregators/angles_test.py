@@ -114,12 +114,14 @@ def errors(make):
   return gap, np.linalg.norm(wide, axis=1), longest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(SMOOTH | FACTORED))
 def test_float32_resolves_small_angles(name):
   gap, length, _ = errors(ALL[name])
   assert np.all(gap <= 1e-3 * length), (gap / length).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'objectives', [2, pytest.param(4, marks=pytest.mark.slow)]
 )
@@ -162,6 +164,7 @@ def test_a_gramian_of_separate_rows_gives_the_same_direction():
     assert np.all(error <= 32 * np.finfo(np.float32).eps / eigenvalue), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(CANCELLING))
 def test_directions_of_cancelling_rows_are_accurate_relative_to_the_rows(name):
   gap, length, longest = errors(ALL[name])
@@ -217,6 +220,7 @@ MADE = ALL | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'objectives'),
   [(name, 3) for name in sorted(EXACT)]

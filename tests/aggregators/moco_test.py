@@ -100,6 +100,7 @@ def test_bias_falls_with_the_length_of_the_memory():
   np.testing.assert_allclose(jax.jit(measure)(), missing, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bias_falls_while_that_of_smg_does_not():
   """After many noisy batches at one point, the tracked rows are accurate."""
   oracle = bj.multi_objective(noisy, 2)

@@ -10,7 +10,7 @@ import pytest
 
 import bilevel_jax as bj
 from tests.aggregators import references_test
-from tests.tiers import first
+from tests.tiers import first, slow_where
 
 A = bj.aggregators
 SAMPLES, ROWS, COLUMNS = 256, 3, 5
@@ -136,7 +136,9 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize('name', sorted(ALL))
+@pytest.mark.parametrize(
+  'name', slow_where(sorted(ALL), lambda name: ',' in name)
+)
 def test_properties_hold_in_float32(name):
   for label, (decades, together) in LENGTHS.items():
     rows = draw(3, decades, together)
@@ -171,6 +173,7 @@ SAME -= {'imtl_l', 'geometric_mean', 'db_mtl', 'pcd', 'pmgda'}
 SAME -= {'grad_norm', 'excess_mtl', 'constrained_mgda', 'random_weights'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(SAME))
 def test_float32_matches_numpy(name):
   rows = draw(3, 0.5)

@@ -9,6 +9,7 @@ import pytest
 import bilevel_jax as bj
 from tests.aggregators import references, stateful
 from tests.references import problem
+from tests.tiers import first
 
 A = bj.aggregators
 OBJECTIVES, UPDATES, RATE = 3, 7, 0.05
@@ -77,7 +78,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+@pytest.mark.parametrize('dtype', first(['float64', 'float32']))
 @pytest.mark.parametrize('name', CASES)
 def test_a_run_on_coupled_losses_matches_numpy(name, dtype):
   make, reference = CASES[name]
@@ -137,6 +138,7 @@ def test_one_objective_gives_its_own_gradient(name):
     np.testing.assert_allclose(unit, [0.6, -0.8], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ONE)
 def test_zero_or_equal_gradients(name):
   """Zero gradients give zero, equal gradients their common direction."""
@@ -178,6 +180,7 @@ def test_pcd_accepts_long_gradients():
   np.testing.assert_allclose(direction, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_constrained_mgda_of_one_objective_is_the_dynamic_barrier():
   rng = np.random.default_rng(0)
   one, barrier = A.constrained_mgda(1, rate=0.5), A.dynamic_barrier(0.5)

@@ -109,6 +109,7 @@ def test_the_reference_is_the_slope_of_the_value_function():
   np.testing.assert_allclose(ours.hypergradient(data['x']), slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'dtype', [pytest.param('float32', marks=pytest.mark.slow), 'float64']
 )

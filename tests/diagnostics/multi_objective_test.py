@@ -9,6 +9,7 @@ import pytest
 import bilevel_jax as bj
 
 
+@pytest.mark.slow
 def test_stationary_where_gradients_oppose():
   rows = jnp.array([[2.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
   np.testing.assert_allclose(

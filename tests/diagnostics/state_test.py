@@ -78,6 +78,7 @@ def test_counts_are_whole_numbers_outside_and_arrays_inside():
   assert all(n.dtype == jnp.int32 for n in inside.values())
 
 
+@pytest.mark.slow
 def test_counts_of_several_seeds():
   params = jax.tree.map(lambda z: jnp.stack([z, z]), PARAMS)
   state = jax.vmap(SOLVER.init)(params)

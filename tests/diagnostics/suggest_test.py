@@ -56,6 +56,7 @@ def norm(matrix):
   return np.linalg.norm(matrix, 2)
 
 
+@pytest.mark.slow
 def test_a_quadratic_against_dense_matrices(x64):
   params = bj.BilevelParams(jnp.asarray(X), {'all': jnp.zeros(6)})
   penalty = 40.0
@@ -100,6 +101,7 @@ def test_a_quadratic_against_dense_matrices(x64):
   assert 0.3 * found.gap < values['gap'] < found.gap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('seed', 'goal'),
   [

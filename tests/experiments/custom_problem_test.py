@@ -7,6 +7,7 @@ import pytest
 from experiments import custom_problem, harness
 
 
+@pytest.mark.slow
 def test_finds_wrong_labels_and_goes_on(options, results, tmp_path, capsys):
   settings = custom_problem.Settings(steps=100)
   harness.execute(custom_problem.main, options(settings))

@@ -47,6 +47,7 @@ def run(tmp_path, monkeypatch):
   return reproduce_these
 
 
+@pytest.mark.slow
 def test_a_crash_costs_its_own_row_and_nothing_is_run_twice(run, tmp_path):
   claims = (
     claim('Shown.'),

@@ -21,6 +21,7 @@ from experiments.harness.app import memory
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.store import checkpoints, files
 from experiments.moco import tabular
+from tests.tiers import first
 
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = [
@@ -69,7 +70,7 @@ def test_the_help_of_a_flag_stands_alone(name):
     assert not text.lower().startswith(('likewise', 'as in')), name
 
 
-@pytest.mark.parametrize('name', BINARIES)
+@pytest.mark.parametrize('name', first(BINARIES, count=6))
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
 def test_any_text_is_a_value_or_one_line(name, data):

@@ -267,6 +267,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BOMBS)
 def test_what_unpacks_to_much_takes_little_memory(name, tmp_path, monkeypatch):
   file, content, read, args = BOMBS[name]

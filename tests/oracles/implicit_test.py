@@ -194,6 +194,7 @@ def test_without_the_direct_gradient_the_rest_is_the_correction():
     np.testing.assert_allclose(gradients[0] - gradients[1], slope, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_warm_start_converges_over_updates_and_a_cold_one_does_not():
   batch, *_, x = draw(2, 2)
   batch = jax.tree.map(jnp.float32, batch)

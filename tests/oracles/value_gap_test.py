@@ -135,6 +135,7 @@ def test_small_gaps_and_their_slopes_in_float32(x64, name):
   np.testing.assert_allclose(y_rows, plain_rows, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('penalty', [None, 3.0])
 @pytest.mark.parametrize('proximity', [None, 0.5])
 def test_quadrature_converges_to_the_difference(x64, penalty, proximity):

@@ -53,6 +53,7 @@ MAKERS = [dense, matrix_free, with_adjoint]
 SIZES = [(3, 5, 3), (4, 5, 2), (6, 4, 3)]
 
 
+@pytest.mark.slow
 def test_projections_match_a_quadratic_program(x64):
   """Also for rank-deficient sets, with their tangent directions."""
   cases = [draw(seed, *size) for size in SIZES for seed in range(2)]

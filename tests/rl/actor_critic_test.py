@@ -133,6 +133,7 @@ def reference_loss(params, rollout, act, at, *, entropy, scale, normalise):
   return actor + critic - entropy * np.mean(spread), (actor, critic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('env', ['walk', 'steer'])
 def test_gradients_match_differences_of_the_reference_loss(x64, env):
   """Discrete actions with all options; continuous actions without."""

@@ -51,6 +51,7 @@ def test_no_policy_is_better(x64):
     assert np.all(others(logits) <= best.values + 1e-12)
 
 
+@pytest.mark.slow
 def test_derivatives_of_values_and_policy_match_differences(x64):
   mdp, mix = small_mdp(), jax.random.normal(jax.random.key(1), (5, 3))
 

@@ -121,7 +121,12 @@ def at_optimum(where):
 
 @pytest.mark.parametrize('kind', ['value', 'bellman'])
 @pytest.mark.parametrize(
-  'where', [('rewards',), ('moves',), ('rewards', 'moves')]
+  'where',
+  [
+    ('rewards', 'moves'),
+    pytest.param(('rewards',), marks=pytest.mark.slow),
+    pytest.param(('moves',), marks=pytest.mark.slow),
+  ],
 )
 def test_penalty_gradients_match_differences(x64, kind, where):
   oracle, params = make_oracle(kind, where), at_optimum(where)
@@ -407,6 +412,7 @@ def plain_nash_gap(game, y):
   )
 
 
+@pytest.mark.slow
 def test_nikaido_isoda_gradients_match_differences(x64):
   draw = np.random.default_rng(1).normal
   x, a, b = draw(size=4), draw(size=(4, 3)), draw(size=(4, 2))

@@ -62,6 +62,7 @@ ROWS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', first(['float64', 'float32']))
 @pytest.mark.parametrize('service', ['round_robin', 'random'])
 def test_updates_are_the_published_ones_for_the_samples_it_drew(service, dtype):

@@ -192,6 +192,7 @@ def stationarity(params):
   return tuple(map(float, _measure()(params)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'make',
   [

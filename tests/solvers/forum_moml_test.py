@@ -76,6 +76,7 @@ def falling(rate):
   return optax.sgd(lambda count: rate / (1 + count / 100))
 
 
+@pytest.mark.slow
 def test_both_end_on_the_pareto_front(x64):
   start = bj.BilevelParams(jnp.array([0.0, 3.0]), jnp.array([-1.0, 2.0]))
   sgd = optax.sgd(0.5)
@@ -100,6 +101,7 @@ def test_both_end_on_the_pareto_front(x64):
     assert set(bj.values(state)) >= {'objective_0', 'objective_1', 'lower'}
 
 
+@pytest.mark.slow
 def test_one_upper_loss_is_bome_and_rhg():
   upper, lower = problems.QUADRATIC[:2]
   single = bj.BilevelProblem(

@@ -9,6 +9,7 @@ import pytest
 import bilevel_jax as bj
 from tests import contract
 from tests.contract import PENALISED, Row
+from tests.tiers import first
 
 ROWS_HELD = 24  # More than a batch has.
 
@@ -204,7 +205,7 @@ def test_the_divisor_of_many_rows_and_seeds_is_that_of_all_rows():
 
 
 @pytest.mark.parametrize('rows', [64, 5000, 200_000])
-@pytest.mark.parametrize('score', [1e4, -1e4, 1e9, 1e30])
+@pytest.mark.parametrize('score', first([1e30, 1e4, -1e4, 1e9]))
 def test_weights_of_large_scores_are_those_of_their_differences(rows, score):
   """Also where a spacing of floats at a score is above the logarithm of N."""
   # A row far above the others, or below: N and 0, or N / (N - 1) and 0.

@@ -41,6 +41,7 @@ def directions(x, y, batch):
   return f_x - cross @ q, pull + np.tanh(y) + symmetric @ y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
 def test_equals_the_recursion_by_hand(dtype):
   """Period 2, three moves, and a large batch of its own."""

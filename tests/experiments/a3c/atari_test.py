@@ -38,6 +38,7 @@ class Fatal(games.CartPole):
     return super().reset()
 
 
+@pytest.mark.slow
 def test_runs_and_continues(options, results):
   """Each gradient is applied once; with more frames, the run continues."""
   given = options(SETTINGS, seeds=(0,), save_seconds=1e6)

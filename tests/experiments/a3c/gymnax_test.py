@@ -89,6 +89,7 @@ def test_a_run_and_its_resumption(options, results, tmp_path, monkeypatch):
   assert drawn['evaluation_return'] != greedy['evaluation_return']
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_run(options, tmp_path, capsys):
   """Agrees with a plain loop, and does not change the run.
 

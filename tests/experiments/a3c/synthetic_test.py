@@ -44,6 +44,7 @@ def finished(tmp_path_factory):
   return workdir, report.results.metrics()
 
 
+@pytest.mark.slow
 def test_speedups_and_delays(finished):
   _, metrics = finished
   for sampling in ('iid', 'markov'):
@@ -71,6 +72,7 @@ def test_claims_use_metrics_of_all_presets():
   assert synthetic.PRESETS['paper'].workers == workers
 
 
+@pytest.mark.slow
 def test_block_equals_single_updates():
   problem = synthetic_runs.make_problem(SETTINGS.process, 0)
   solver = bj.solvers.a3c_td0(

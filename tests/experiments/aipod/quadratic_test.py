@@ -23,6 +23,7 @@ def draw_noise(instance, scale=0.0, key=0):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('matrices', first(['orthonormal', 'uniform']))
 def test_hypergradient_agrees_with_finite_differences_and_the_oracle(
   matrices,

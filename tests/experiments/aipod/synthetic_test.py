@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
   return workdir, report.results.metrics()
 
 
+@pytest.mark.slow
 def test_saves_projections_and_stays_in_the_upper_set(finished):
   _, metrics = finished
   assert metrics['projections_ratio/e_aipod/p0.3/t1'] < 0.8
@@ -55,6 +56,7 @@ def test_stores_ratios_by_seed_where_all_seeds_reach_the_target(finished):
   assert metrics[f'{name}/half_width'] > 0
 
 
+@pytest.mark.slow
 def test_writes_results_and_plots(finished):
   workdir, metrics = finished
   results = json.loads((workdir / 'results.json').read_text())['metrics']

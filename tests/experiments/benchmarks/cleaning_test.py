@@ -11,6 +11,7 @@ import pytest
 
 from experiments.benchmarks import cleaning, measure
 from experiments.benchmarks import cleaning_steps as steps
+from tests.tiers import first
 
 SIZES = steps.Sizes(rows=64, features=49, hidden=16, classes=10)
 FORMS = [
@@ -30,7 +31,7 @@ def _advance(step, carry, data):
   return carry
 
 
-@pytest.mark.parametrize('model, name, fused', FORMS)
+@pytest.mark.parametrize('model, name, fused', first(FORMS, count=2))
 def test_library_takes_the_step_by_hand_at_its_cost(model, name, fused):
   case = steps.hyper_cleaning(model, SIZES)
   ours, theirs = (
@@ -62,6 +63,7 @@ def test_both_modes_of_the_slope_penalty_agree(model):
   chex.assert_trees_all_close(forward, reverse, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('at_once', [None, 2])
 def test_seeds_together_are_the_seeds_one_by_one(at_once):
   case = functools.partial(steps.hyper_cleaning, 'linear', SIZES)

@@ -7,6 +7,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments.benchmarks import coupled, coupled_steps, measure
+from tests.tiers import first
 
 METHODS = ('soba', 'saba', 'f2sa', 'stocbio')
 
@@ -25,7 +26,7 @@ def test_by_hand_is_the_same_step(method):
       np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', first(METHODS))
 def test_operations_are_within_the_bound(method):
   ours, theirs = coupled_steps.hand_pair(
     method, coupled_steps.make_case(100, 64)

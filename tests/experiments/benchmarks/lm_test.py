@@ -35,6 +35,7 @@ def test_a_step_is_that_of_the_objective_chosen_at_its_price(monkeypatch):
   assert counts['losses/dpo'] == -(-steps // 2)
 
 
+@pytest.mark.slow
 def test_both_objectives_cost_more_than_one():
   case = lm.make_case(SIZES)
   every = lm.oracles(case)
@@ -91,6 +92,7 @@ def test_baseline_runs_what_was_chosen():
   assert chosen.rounds == [{'sft': 6, 'dpo': 2}, {'sft': 3, 'dpo': 1}]
 
 
+@pytest.mark.slow
 def test_a_step_of_seal_costs_what_fine_tuning_of_the_same_rows_does():
   made = seal.step_programs(SMALL)
   base = made['sft']

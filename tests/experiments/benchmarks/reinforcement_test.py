@@ -2,10 +2,12 @@
 
 import chex
 import jax
+import pytest
 
 from experiments.benchmarks import measure, reinforcement
 
 
+@pytest.mark.slow
 def test_by_hand_is_the_same_step():
   sizes = reinforcement.Sizes(environments=6, steps=15)
   agent, solver = reinforcement.make_solver(sizes)

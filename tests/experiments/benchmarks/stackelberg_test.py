@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.benchmarks import measure
 from experiments.benchmarks import stackelberg as steps
 
 
+@pytest.mark.slow
 def test_both_take_the_same_steps():
   games = steps.make_games(6, (3, 2), 2)
   start = steps.draw_logits(6, (3, 2), 2)

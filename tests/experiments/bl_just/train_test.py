@@ -51,6 +51,7 @@ def metrics_of(folder):
   return json.loads((folder / 'results.json').read_text())['metrics']
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_report_and_a_recogniser(trained):
   folder, _, metrics = trained
   assert {'wer/bl_just', 'cer/bl_just', 'training_error/bl_just'} <= set(
@@ -152,6 +153,7 @@ def test_each_fraction_of_texts_is_a_run(tmp_path, monkeypatch):
   np.testing.assert_allclose(values, [[0.56875], [0.475]])
 
 
+@pytest.mark.slow
 def test_a_saved_recogniser_has_the_same_outputs(trained):
   folder, options, _ = trained
   prepared = problem.prepare(options.settings, None, folder, 0.5)

@@ -169,6 +169,7 @@ class TestDamage:
       tmp_path / 'whole' / 'run' / 'metrics.jsonl'
     ).read_bytes()
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('second', ['metrics', 'settings', 'checkpoint'])
   def test_two_damaged_files_at_once_are_both_put_aside(
     self, train, tmp_path, second

@@ -142,6 +142,7 @@ def train_layout(layout, workdir=None, stop_when=None, seeds=2):
   )
 
 
+@pytest.mark.slow
 def test_params_go_over_a_mesh_and_on_over_another(tmp_path):
   one = train_layout(layout_of(1, 1))
   whole = train_layout(layout_of(4, 2))

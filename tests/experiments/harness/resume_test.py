@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import bilevel_jax as bj
 from experiments import harness
@@ -52,6 +53,7 @@ harness.write_results(
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   processes.run_here(SCRIPT, whole, 0)

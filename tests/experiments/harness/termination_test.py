@@ -91,6 +91,7 @@ class TestDeferred:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('owner', 'method'),
   [

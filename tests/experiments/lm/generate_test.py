@@ -19,6 +19,7 @@ from experiments.lm import (
 )
 from experiments.lm import data as data_lib
 from tests.experiments.lm import decoder_test
+from tests.tiers import first
 
 
 def options(binary, workdir, **fields):
@@ -105,7 +106,7 @@ def test_answers_can_be_read_as_demonstrations(tmp_path):
   assert {one.row for one in examples} <= {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize('cut', [0, 1, 60, 10_000])
+@pytest.mark.parametrize('cut', first([60, 0, 1, 10_000]))
 def test_continues_after_a_kill_with_the_same_answers(tmp_path, cut):
   sampling = generate.Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
   _, path = run(tmp_path, sampling=sampling)
@@ -207,6 +208,7 @@ def test_equal_answers_are_ties(tmp_path):
   assert metrics['length_controlled'] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_exchanged_files_have_the_opposite_rate(tmp_path):
   a, b = answers(['aazaz', 'zzz', 'aaaa']), answers(['zz', 'aazaaaaaa', 'zaz'])
   first, second = (compared(tmp_path, *pair) for pair in ((a, b), (b, a)))

@@ -64,6 +64,7 @@ def test_frozen_layers_compute_in_the_dtype_too(tmp_path):
     np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('rank', 'layers'), [(0, None), (2, 2)])
 def test_narrow_weights_are_trained_in_float32(rank, layers):
   params = dict(decoder.init(SMALL, 0, jnp.bfloat16))

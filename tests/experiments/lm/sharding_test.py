@@ -127,6 +127,7 @@ def test_losses_and_gradients_are_those_of_one_device():
       )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_is_moved():
   params, data = params_of(), batches()
 

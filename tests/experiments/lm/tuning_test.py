@@ -207,6 +207,7 @@ def demonstrations(count=5):
   return batches.Encoded(np.arange(count), rows, lengths, 0)
 
 
+@pytest.mark.slow
 def test_distillation_and_rewards_of_demonstrations_packed_or_not():
   """Against plain numpy; above a cached trunk, also side by side in rows."""
   encoded = demonstrations()

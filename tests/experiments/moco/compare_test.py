@@ -43,6 +43,7 @@ def line_problem(noise):
   )
 
 
+@pytest.mark.slow
 def test_equal_trials_and_choice_by_validation(options):
   problem = line_problem(0.1)
   runs = compare.Runs(problem, options(SETTINGS, seeds=(0, 1, 2)))

@@ -33,6 +33,7 @@ def test_losses_by_hand(point, values):
   np.testing.assert_allclose(losses, values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_front_is_below_and_between_the_centres():
   below = jnp.array([[x, -8.35] for x in (-6.0, 0.0, 6.0)])
   assert all(bool(toy.on_front(point)) for point in below)
@@ -47,6 +48,7 @@ def test_noise_is_added_to_gradients():
   np.testing.assert_allclose(rows - truth, noise[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   settings = toy.Settings(
     steps=4, chunk=2, learning_rates=(1e-3,), methods=('moco_exact', 'modo')

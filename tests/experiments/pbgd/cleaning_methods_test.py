@@ -9,6 +9,7 @@ import bilevel_jax as bj
 from experiments import vision
 from experiments.pbgd import cleaning, cleaning_methods
 from experiments.vision import classifiers
+from tests.tiers import first
 
 
 def batch():
@@ -19,7 +20,7 @@ def batch():
   )
 
 
-@pytest.mark.parametrize('method', cleaning_methods.BILEVEL)
+@pytest.mark.parametrize('method', first(cleaning_methods.BILEVEL, count=2))
 def test_cost_equals_the_counts_of_an_update(method):
   classifier = classifiers.make_classifier('linear')
   solver = cleaning_methods.make_solver(
@@ -73,6 +74,7 @@ def test_scale_multiplies_the_step():
   )
 
 
+@pytest.mark.slow
 def test_suggested_steps_are_stable():
   classifier = classifiers.make_classifier('linear')
   recipe = cleaning_methods.suggested_recipe(

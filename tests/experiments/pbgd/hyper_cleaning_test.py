@@ -68,6 +68,7 @@ def compiled():
   jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.mark.slow
 def test_writes_results_table_and_plots(tmp_path, capsys, compiled):
   methods = ('v_pbgd', 'noisy_train', 'clean_part')
   given = options(tmp_path, methods=','.join(methods))
@@ -118,6 +119,7 @@ def test_agreement_keeps_the_labels_that_the_clean_digits_predict():
   )
 
 
+@pytest.mark.slow
 def test_both_without_polluted_digits_is_training_on_the_clean_ones(
   monkeypatch,
 ):

@@ -28,6 +28,7 @@ def options(workdir, **changes):
   )
 
 
+@pytest.mark.slow
 def test_more_noise_is_harder(tmp_path):
   harness.execute(pollution.main, options(tmp_path))
   metrics = json.loads((tmp_path / 'results.json').read_text())['metrics']

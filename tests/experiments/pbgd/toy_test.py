@@ -55,6 +55,7 @@ def test_exponent_of_a_power_ignores_small_penalties():
   assert toy.exponent(penalties, values, 10.0) == pytest.approx(-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('solver', ['known_value', 'v_pbgd'])
 def test_claim_with_few_starts(folder, solver):
   metrics = json.loads((folder / 'results.json').read_text())['metrics']

@@ -146,6 +146,7 @@ def directions(oracle, params, batch=None):
   return jax.jit(update)(params)
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_is_that_of_the_leaders_return(start):
   cell, params = start
   gradient = jax.jit(

@@ -20,6 +20,7 @@ from experiments.pbrl import (
   markov_games,
   zero_sum,
 )
+from tests.tiers import first
 
 TAU, BOUND, COST, DISCOUNT = 0.1, 0.3, 1.0, 0.9
 SMALL = markov_games.Game(states=3, actions=(3, 2))
@@ -108,7 +109,7 @@ def plain_designer(problem, x, a, b):
   return plain_value(problem, np.asarray(problem.game.rewards[0]) - paid, a, b)
 
 
-@pytest.mark.parametrize('seed', [3, 4])
+@pytest.mark.parametrize('seed', first([3, 4]))
 def test_values_agree_with_value_iteration_in_numpy(seed, x64):
   problem, (x, _) = make_incentives(seed), draw_logits(seed=seed)
   measures = jax.jit(problem.measure)(x)
@@ -165,6 +166,7 @@ def plain_return(problem, x):
   return plain_designer(problem, x, a, b)
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_by_differences_of_the_reference(x64):
   problem, (x, _) = make_incentives(5), draw_logits(seed=5)
   params = bj.BilevelParams(x, problem.nash(x))
@@ -185,6 +187,7 @@ def test_the_exact_gradient_by_differences_of_the_reference(x64):
   assert np.abs(hpgd - exact).max() > 0.02
 
 
+@pytest.mark.slow
 def test_hpgd_is_exact_if_one_player_has_no_choice(x64):
   sizes = markov_games.Game(states=3, actions=(1, 3))
   problem, (x, _) = make_incentives(6, sizes), draw_logits(sizes, 6)
@@ -225,7 +228,7 @@ def plain_penalty(method, problem, x, y):
   return (high - low).mean()
 
 
-@pytest.mark.parametrize('method', ['value_penalty', 'bellman_penalty'])
+@pytest.mark.parametrize('method', first(['value_penalty', 'bellman_penalty']))
 def test_penalties_and_their_gradients_by_the_reference(method, x64):
   problem, (x, y) = make_incentives(7), draw_logits(seed=7)
   make = getattr(incentive_methods, method)
@@ -262,6 +265,7 @@ def test_penalties_and_their_gradients_by_the_reference(method, x64):
   require_slopes(slopes.lower[1], lambda b: gap(x, a, b), b, 1e-4)
 
 
+@pytest.mark.slow
 def test_penalties_vanish_at_the_equilibrium(x64):
   problem, (x, _) = make_incentives(8), draw_logits(seed=8)
   nash = problem.nash(x)
@@ -275,6 +279,7 @@ def test_penalties_vanish_at_the_equilibrium(x64):
       np.testing.assert_allclose(leaf, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_by_differences(x64):
   problem, (x, y) = make_incentives(2), draw_logits(seed=2)
 
@@ -327,6 +332,7 @@ def test_by_hand_favours_the_best_pair_by_enumeration():
   )
 
 
+@pytest.mark.slow
 def test_random_search_keeps_the_best_point():
   game = bj.rl.random_game(10, states=3, actions=(3, 2))
   problem = incentives.Incentives(game, BOUND, COST, TAU)

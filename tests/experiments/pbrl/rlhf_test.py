@@ -139,6 +139,7 @@ def _step(name, *weights):
   return [run(_params(), rollouts, *each) for each in weights]
 
 
+@pytest.mark.slow
 def test_methods_differ_by_their_terms():
   """PBRL without its terms is DRLHF; each term moves its own params."""
   ((plain, _),) = _step('drlhf', (0.1, 0.05))
@@ -243,6 +244,7 @@ def test_settings_that_contradict_each_other():
     settings_lib.check(dataclasses.replace(SMALL, methods=('ppo',)))
 
 
+@pytest.mark.slow
 def test_games_in_python_resume(options):
   """A cart-pole that Python steps; a finished run is read again."""
   settings = dataclasses.replace(

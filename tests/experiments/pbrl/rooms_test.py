@@ -50,6 +50,7 @@ AT_ZERO = {
 }
 
 
+@pytest.mark.slow
 def test_the_return_without_a_leader_and_its_gradient(x64):
   zero = jnp.zeros(105, jnp.float64)
 

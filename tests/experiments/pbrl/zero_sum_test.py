@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import bilevel_jax as bj
 from experiments.pbrl import zero_sum
@@ -10,6 +11,7 @@ from experiments.pbrl import zero_sum
 TAU = 0.1
 
 
+@pytest.mark.slow
 def test_learning_players_reach_the_equilibrium():
   game = bj.rl.random_game(1, states=4, actions=(3, 2), rewards=1)
   costs = game.rewards[0]

@@ -17,6 +17,7 @@ def model():
   return multi_task.make_model(minatar.make_tasks(GAMES))
 
 
+@pytest.mark.slow
 def test_games_look_alike(model):
   games = minatar.make_tasks((*GAMES, 'SpaceInvaders'))
   assert games.shape == (10, 10, 6) and games.actions == 5

@@ -50,6 +50,7 @@ def test_a_policy_is_saved_loaded_and_drawn(env, tmp_path):
     assert total == len(frames)
 
 
+@pytest.mark.slow
 def test_a_policy_of_a_game_is_loaded_and_drawn(tmp_path):
   pytest.importorskip('ale_py')
   agent = networks.agent((84, 84, 4), 18)

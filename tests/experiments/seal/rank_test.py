@@ -131,6 +131,7 @@ def test_scores_are_losses_and_gradients_of_the_model(ranked):
   np.testing.assert_allclose(similarity, products / norm, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_gives_the_same_scores(ranked):
   folder, _, settings = ranked
   before = (folder / 'out' / 'scores.jsonl').read_text()

@@ -43,6 +43,7 @@ def test_batches_of_an_epoch_are_all_rows_once():
   assert len(set(batches('mirror/drawn')[:4].ravel().tolist())) < 24
 
 
+@pytest.mark.slow
 def test_a_small_run_ranks_right_and_adam_does_not(tmp_path):
   settings = static.Settings(
     rows=512,

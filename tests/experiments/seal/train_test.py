@@ -33,6 +33,7 @@ def write_lines(path, objects):
   return str(path)
 
 
+@pytest.mark.slow
 def test_it_trains_on_the_rows_that_are_kept(tmp_path, monkeypatch):
   sets = rows.made_up(rows.Sizes(14, 0, 10, 9, 0))
   raw = [ranking.as_raw(one) for one in sets.finetune]

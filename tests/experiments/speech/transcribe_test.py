@@ -19,6 +19,7 @@ from experiments.speech import (
   word_times,
 )
 from tests.experiments.speech import speech
+from tests.tiers import first
 
 soundfile = pytest.importorskip('soundfile')
 pytest.importorskip('jiwer')
@@ -98,7 +99,7 @@ def words_of(seed, count):
   )
 
 
-@pytest.mark.parametrize('rate', [8_000, 16_000, 11_025, 44_100, 44_101])
+@pytest.mark.parametrize('rate', first([44_101, 8_000, 16_000, 11_025, 44_100]))
 def test_a_long_file_has_each_word_once(transcriber, tmp_path, rate):
   """In the order said, whatever the rate of the file is."""
   text = words_of(0, 60)

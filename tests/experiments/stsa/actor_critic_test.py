@@ -40,6 +40,7 @@ def test_policy_gradient_is_the_mean_increment_at_the_values(process, x):
   np.testing.assert_allclose(critic, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_samples_have_the_mean_increments(process, chain, x):
   y = jnp.array([0.3, -1.0, 2.0, 0.0])
   z = bj.sequences(x=x, y1=y)
@@ -52,6 +53,7 @@ def test_samples_have_the_mean_increments(process, chain, x):
     assert np.all(error < 5 * drawn.std(0) / np.sqrt(len(keys)))
 
 
+@pytest.mark.slow
 def test_inner_error_vanishes_at_the_start(chain):
   z = chain.start(jax.random.key(1))
   assert chain.errors(z)['inner'] == 0

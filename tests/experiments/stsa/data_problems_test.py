@@ -96,6 +96,7 @@ def scipy_minimiser(penalty, train):
   return result.x
 
 
+@pytest.mark.slow
 def test_lower_solution_agrees_with_scipy_at_all_penalties(penalties):
   train = np.asarray(penalties.data.train, np.float64).reshape(-1, 31)
   solve = jax.jit(regularisation.minimiser)
@@ -110,6 +111,7 @@ def test_lower_solution_agrees_with_scipy_at_all_penalties(penalties):
       assert np.linalg.norm(solve(penalty, train) - expected) < 1e-8 * size
 
 
+@pytest.mark.slow
 def test_value_and_its_derivative(penalties):
   problem, data = full_batch(penalties), penalties.data
   x = penalties.start(jax.random.key(1)).upper
@@ -164,6 +166,7 @@ def test_gap_is_positive(penalties):
   assert min(gaps) > 1e-3
 
 
+@pytest.mark.slow
 def test_cleaning_uses_all_digits_and_pollutes_a_fraction(weights):
   train = weights.data['train']
   assert train.images.shape == (4, 32, 784)
@@ -182,6 +185,7 @@ def test_cleaning_uses_all_digits_and_pollutes_a_fraction(weights):
   assert 0.1 < weights.references['clean_part'] < 0.6
 
 
+@pytest.mark.slow
 def test_weight_affects_only_its_digit(weights):
   params = weights.start(jax.random.key(0))
   slope = jax.grad(weights.losses.lower)(

@@ -14,6 +14,7 @@ from experiments.harness.app import flags as flags_lib
 from experiments.harness.app import settings as settings_lib
 from experiments.harness.study import slopes
 from experiments.stsa import applications, chains, rates, risk
+from tests.tiers import first
 
 MAKERS = [chains.monotone_chain, chains.nonmonotone_chain]
 
@@ -35,7 +36,7 @@ def increments(chain, size):
   return function
 
 
-@pytest.mark.parametrize('inner', [1, 3])
+@pytest.mark.parametrize('inner', first([3, 1]))
 @pytest.mark.parametrize('make', MAKERS)
 def test_jacobian_is_minus_the_derivative(make, inner):
   chain = make(inner, size=4)
@@ -142,7 +143,7 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize('name', NESTED)
+@pytest.mark.parametrize('name', first(NESTED))
 def test_nested_problems_are_stationary_at_their_solution(name):
   nested = NESTED[name]()
   oracle = nested.oracle

@@ -21,6 +21,7 @@ from experiments.tracking import (
   tracker,
 )
 from tests.experiments.tracking import plain
+from tests.tiers import first
 
 NOISE = motion.Noise(0.05, 0.03, 0.01, 0.1, 0.02)
 REAL = pathlib.Path('mot/MOT15_sort_det/TUD-Campus/det/det.txt')
@@ -93,7 +94,7 @@ def test_gates_keep_near_pairs():
   np.testing.assert_array_equal(np.c_[pairs.track, pairs.detection], wanted)
 
 
-@pytest.mark.parametrize('count', [1, 3, 9])
+@pytest.mark.parametrize('count', first([3, 1, 9]))
 def test_networks_are_those_of_training(count):
   """For one row, few and several, which are different products."""
   weights = jax.device_get(
@@ -148,6 +149,7 @@ def sequences():
     yield detections.Detected(boxes, boxes.ids, none, info)
 
 
+@pytest.mark.slow
 def test_tracks_are_those_of_the_plain_tracker():
   for detected in sequences():
     size = detected.embedding.shape[1]

@@ -102,6 +102,7 @@ def best_by_enumeration(table, base, width, length, birth_cost):
   return frozenset(h for _, h in max(states)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('birth_cost', [0.5, 4.0])
 def test_the_best_total_of_all_sequences_of_matchings(birth_cost):
   """With all hypotheses kept, against an enumeration in plain Python."""

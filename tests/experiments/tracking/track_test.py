@@ -201,6 +201,7 @@ def test_classes_are_tracked_apart_and_kept(tmp_path, weights, hypotheses):
   assert lines[1].startswith('1,')  # Frames count from 0, as in the file.
 
 
+@pytest.mark.slow
 def test_tracks_are_drawn_on_a_video(tmp_path, weights, capsys):
   """A grey video with odd sides, and boxes in all of its frames but one."""
   pytest.importorskip('av')

@@ -80,6 +80,7 @@ def test_a_missing_package_and_an_unknown_tracker_are_errors(
     settings_lib.check(settings)
 
 
+@pytest.mark.slow
 def test_every_peer_follows_people_who_walk(tmp_path):
   pytest.importorskip('trackeval')
   try:

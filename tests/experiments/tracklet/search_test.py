@@ -9,6 +9,7 @@ import pytest
 
 from experiments.tracking import detections, motion, network, scenes
 from experiments.tracklet import search, windows
+from tests.tiers import first
 
 NOISE = motion.NOISE
 STEPS, WIDTH, EMBEDDING = 3, 4, 2
@@ -147,7 +148,7 @@ def beam_by_hand(weights, window, count):
   return kept, np.mean(losses)
 
 
-@pytest.mark.parametrize('count', [2, 30])
+@pytest.mark.parametrize('count', first([2, 30]))
 def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
   beam = BEAM._replace(hypotheses=count)
   found = jax.jit(lambda w: search.search(w, window, NOISE, beam))(weights)
@@ -171,6 +172,7 @@ def test_the_beam_is_the_best_of_all_tracklets(weights, window, count):
   np.testing.assert_allclose(found.rollout_loss, rollout, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
   beam = BEAM._replace(hypotheses=30, normalised=True)
 
@@ -192,6 +194,7 @@ def test_log_probabilities_of_all_tracklets_sum_to_one(weights, window):
     )
 
 
+@pytest.mark.slow
 def test_teacher_forcing_is_the_cross_entropy_of_the_truth(weights, window):
   truth = (0, None, 2)
   every = follow(weights, window, truth, forced=True)[1]
@@ -247,6 +250,7 @@ def test_margin_and_rank_by_loops():
     )
 
 
+@pytest.mark.slow
 def test_the_truth_replaces_hypotheses_if_none_is_correct(weights, window):
   """A network that always chooses wrongly is reset at each step."""
   beam = search.Beam(1, candidates=2, gate=60.0, reset=True)

@@ -26,6 +26,7 @@ def plain_losses(grid):
   return sft, dpo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ratio', [0.5, 0.2])
 def test_optima_and_gaps_are_those_of_a_fine_grid(ratio):
   side = np.linspace(-2, 2, 1201)
@@ -55,6 +56,7 @@ def test_samples_have_the_frequencies_of_the_data():
     np.testing.assert_array_equal(samples.sum(1), 1)
 
 
+@pytest.mark.slow
 def test_a_small_run_shows_the_difference_and_its_table(tmp_path):
   settings = toy.Settings(
     horizons=(128, 2_048), methods=('sequential', 'maxright')

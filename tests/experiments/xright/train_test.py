@@ -435,6 +435,7 @@ def test_length_controls_count_ties_half():
   assert problem_lib.length_controls(problem) == {}
 
 
+@pytest.mark.slow
 def test_one_objective_needs_its_rows_only_and_its_loss_falls(
   tmp_path, monkeypatch
 ):
