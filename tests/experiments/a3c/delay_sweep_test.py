@@ -89,9 +89,7 @@ def test_without_delay_updates_are_equal_to_the_bit():
   adam = lambda rate: optax.chain(
     optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5)
   )
-  plain = bj.descend(
-    make_oracle(KEY), actor=adam(RATE), critic=adam(3 * RATE)
-  )
+  plain = bj.descend(make_oracle(KEY), actor=adam(RATE), critic=adam(3 * RATE))
   chex.assert_trees_all_equal(train(solver, params)[0], train(plain, params)[0])
 
 
