@@ -10,7 +10,6 @@ PAPER = harness.Paper(
   headlines={
     'speedup/iid/workers=64': '64 workers: {} times sooner',
     'training_area/round_robin': 'CartPole, 16 workers: area {}, as one',
-    'final_return/divided/delay=64': 'step / 65 at a delay of 64: return {}',
   },
 )
 
