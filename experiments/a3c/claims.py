@@ -27,12 +27,15 @@ RUNS = {
     flags=('--evaluation.policy=sampled',),
     presets=(),
   ),
+  'delay_sweep': harness.Run('delay_sweep'),
   'threads': harness.Run('atari', presets=('smoke',)),
   'atari': harness.Run('atari', extra='atari', presets=_FULL),
 }
 
 _synthetic = functools.partial(harness.Claim, run='synthetic', presets=_FULL)
 _cartpole = functools.partial(harness.Claim, run='cartpole', presets=_FULL)
+_sweep = functools.partial(harness.Claim, run='delay_sweep', presets=_FULL)
+_NO_DELAY = 'final_return/fixed/delay=0'
 
 CLAIMS = (
   *(
@@ -101,6 +104,44 @@ CLAIMS = (
     run='cartpole',
     metric='full_delay_share/round_robin',
     at_least=0.98,
+  ),
+  _sweep(
+    'Delay sweep: without delay, the last quarter of the run returns at least '
+    '400 of 500.',
+    metric=_NO_DELAY,
+    at_least=400,
+  ),
+  _sweep(
+    'Delay sweep, control: random actions return at most 50.',
+    metric='random_return',
+    at_most=50,
+  ),
+  *(
+    _sweep(
+      f'Delay sweep: return, delay 0 - delay {delay}, is at least 100 at the '
+      'step that is best without delay.',
+      metric=f'final_return/fixed/delay={delay}',
+      at_most=_NO_DELAY,
+      lead=100,
+    )
+    for delay in (16, 64)
+  ),
+  *(
+    _sweep(
+      f'Delay sweep: return, delay 0 - delay {delay}, is at most 50 with the '
+      'step divided by 1 + delay.',
+      metric=f'final_return/divided/delay={delay}',
+      at_least=_NO_DELAY,
+      lead=-50,
+    )
+    for delay in (16, 64)
+  ),
+  harness.Claim(
+    'Delay sweep: after as many updates, each gradient has the delay of its '
+    'cell.',
+    run='delay_sweep',
+    metric='largest_delay_error',
+    at_most=0.0,
   ),
   *(
     harness.Claim(

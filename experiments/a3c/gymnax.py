@@ -22,7 +22,7 @@ another one.
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -105,28 +105,39 @@ def check(settings: Settings) -> None:
   environments.make(settings.env)
 
 
-def make_solver(settings: Settings, key: jax.Array):
-  """Makes the agent, and round-robin workers with Adam."""
+def make_agent(settings: Any):
+  """Makes the agent, and a function from a key to the oracle of a worker.
+
+  Args:
+    settings: `Settings`, or others with the same names of the environment,
+      rollouts and losses.
+  """
   known, losses = environments.make(settings.env), settings.losses
   agent = networks.agent(known.shape, known.environment.actions)
+  return agent, lambda key: bj.rl.actor_critic(
+    agent.policy,
+    agent.value,
+    known.environment,
+    collection=bj.rl.Collection(
+      settings.environments, settings.rollout, settings.window
+    ),
+    advantages=bj.rl.Advantages(
+      losses.discount, losses.decay, losses.reward_scale, losses.normalise
+    ),
+    entropy_bonus=losses.entropy,
+    key=key,
+  )
+
+
+def make_solver(settings: Settings, key: jax.Array):
+  """Makes the agent, and round-robin workers with Adam."""
+  agent, make_oracle = make_agent(settings)
   updates = count_rounds(settings) * settings.workers
   adam = lambda rate: workers_lib.adam(
     optax.linear_schedule(rate, 0.0, updates), eps=1e-5
   )
   return agent, workers_lib.round_robin(
-    lambda key: bj.rl.actor_critic(
-      agent.policy,
-      agent.value,
-      known.environment,
-      collection=bj.rl.Collection(
-        settings.environments, settings.rollout, settings.window
-      ),
-      advantages=bj.rl.Advantages(
-        losses.discount, losses.decay, losses.reward_scale, losses.normalise
-      ),
-      entropy_bonus=losses.entropy,
-      key=key,
-    ),
+    make_oracle,
     workers_lib.mover(
       actor=adam(settings.actor_rate), critic=adam(settings.critic_rate)
     ),
@@ -136,7 +147,7 @@ def make_solver(settings: Settings, key: jax.Array):
   )
 
 
-def random_return(settings: Settings, key: jax.Array) -> float:
+def random_return(settings: Any, key: jax.Array) -> float:
   """The control: mean return of uniformly random actions."""
   environment = environments.make(settings.env).environment
   family = bj.rl.action_distribution(environment.actions)

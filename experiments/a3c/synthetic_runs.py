@@ -88,23 +88,25 @@ class BlockState(NamedTuple):
   values: dict[str, chex.Array]
 
 
-def blocks(solver: Any, length: int) -> Any:
+def blocks(solver: Any, length: int, mean: str = 'reward') -> Any:
   """Combines a block of updates into one.
 
   The run then copies the parameter snapshots once per block only, for example
   for its check for non-finite numbers.
 
   Args:
-    solver: an A3C solver, which ignores its batch.
+    solver: a solver with delays, which ignores its batch.
     length: updates per block.
+    mean: value of the solver to average over a block.
 
   Returns:
-    A solver with the values `mean_reward`, `min_delay` and `max_delay`.
+    A solver with the values `mean_reward` (or of another `mean`), `min_delay`
+    and `max_delay`.
   """
 
   def init_fn(params):
     zero = jnp.zeros([])
-    names = ('mean_reward', 'min_delay', 'max_delay')
+    names = (f'mean_{mean}', 'min_delay', 'max_delay')
     return BlockState(solver.init(params), dict.fromkeys(names, zero))
 
   def update_fn(batch, state, params=None, **extra_args):
@@ -112,13 +114,13 @@ def blocks(solver: Any, length: int) -> Any:
       updates, inner = solver.update(batch, carry[1], carry[0], **extra_args)
       values = bj.values(inner)
       new = bj.apply_updates(carry[0], updates), inner
-      return new, (values['reward'], values['delay'])
+      return new, (values[mean], values['delay'])
 
-    (after, inner), (rewards, delays) = jax.lax.scan(
+    (after, inner), (numbers, delays) = jax.lax.scan(
       body, (params, state.inner), length=length
     )
     values = {
-      'mean_reward': rewards.mean(),
+      f'mean_{mean}': numbers.mean(),
       'min_delay': delays.min(),
       'max_delay': delays.max(),
     }
