@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 import bilevel_jax as bj
+from experiments.lm import batches, decoder, objectives, sharding, tables
 from experiments.lm import config as config_lib
-from experiments.lm import decoder, objectives, sharding, tables
 from experiments.lm import tuning as tuning_lib
 
 # The published sizes; 24,000 rows as for XRIGHT.
@@ -72,7 +72,7 @@ def _batch(sizes: Sizes, names: tuple[str, ...]) -> tables.Rows:
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   rows: tables.Rows = {n: ints(sizes.rows, sizes.length) for n in names}
   for name in names:
-    rows[tuning_lib.mask_name(name)] = rows[name]
+    rows[batches.mask_name(name)] = rows[name]
     if name != 'tokens':
       total = jax.ShapeDtypeStruct((sizes.rows,), jnp.float32)
       rows[f'reference_{name}_total'] = total

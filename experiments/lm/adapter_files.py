@@ -1,5 +1,6 @@
 """Reads and writes low-rank adapters in the format of the package peft."""
 
+import json
 import pathlib
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -9,10 +10,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
+from experiments.harness.data import json_values
 from experiments.lm import checked_files, decoder, hugging_face
 from experiments.lm import config as config_lib
 from experiments.lm.hugging_face import LAYER
 from experiments.lm.model import TRANSPOSED
+
+# Key of the base model's sample in the metadata of the tensors, which peft does
+# not read, and the largest distance of samples relative to their norm. A cast
+# to bfloat16 changes at most half of it.
+_SAMPLE, _MOST_CHANGE = 'base_weights', 2**-8
+
+
+def _sample(params: decoder.Params) -> dict[str, list[float]]:
+  """Takes one number of each layer from each kind of weight."""
+  sample = {}
+  for name, weight in params['layers'].items():
+    middle = tuple(size // 2 for size in weight.shape[1:])
+    numbers = np.asarray(weight[:, *middle], np.float32)
+    sample[name] = [float(f'{number:.5g}') for number in numbers]
+  return sample
+
+
+def _check_base(
+  path: pathlib.Path, sample: Mapping[str, Any], params: decoder.Params
+) -> None:
+  """Raises UserError if adapters were trained on other weights."""
+  changed_weights = []
+  with harness.parsing(path, 'safetensors file'):
+    for name, numbers in _sample(params).items():
+      before = np.array(sample[name], np.float64)
+      distance = np.linalg.norm(before - np.array(numbers))
+      if not distance <= _MOST_CHANGE * np.linalg.norm(before):
+        changed_weights.append(name)
+  if changed_weights:
+    raise harness.UserError(
+      f'{path}: these adapters were trained on a model with other weights '
+      f'({", ".join(changed_weights)}), or they are merged into this model '
+      'already: give the model from which their training started.'
+    )
 
 
 def export(
@@ -22,6 +58,7 @@ def export(
   *,
   alpha: float,
   base: str = '',
+  base_params: decoder.Params | None = None,
 ) -> pathlib.Path:
   """Writes adapters in the format of peft.
 
@@ -31,6 +68,7 @@ def export(
     adapters: adapters from `lora.init`, of all layers or of the last ones.
     alpha: scale of the adapters times their rank.
     base: path or name of the base model, for readers.
+    base_params: weights of the base model, to recognise it in `load`; or None.
 
   Returns:
     The folder.
@@ -64,7 +102,10 @@ def export(
         array = np.asarray(adapters[f'{name}.{suffix}'][i]).T
         tensors[f'{where}.{part}'] = np.ascontiguousarray(array)
   folder.mkdir(parents=True, exist_ok=True)
-  hugging_face.save_tensors(numpy_files, tensors, path)
+  metadata = {}
+  if base_params is not None:
+    metadata[_SAMPLE] = json.dumps(_sample(base_params))
+  hugging_face.save_tensors(numpy_files, tensors, path, **metadata)
   fields = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
@@ -123,13 +164,17 @@ def _adapter_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-  folder: str | pathlib.Path, config: config_lib.Config
+  folder: str | pathlib.Path,
+  config: config_lib.Config,
+  params: decoder.Params | None = None,
 ) -> tuple[dict[str, Any], float]:
   """Reads adapters in the format of peft.
 
   Args:
     folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
     config: config of their model.
+    params: weights of the model, which are compared with those on which the
+      adapters were trained, if these are recorded; None compares nothing.
 
   Returns:
     Adapters for `lora`, of the last layers of the model; with `use_dora` also
@@ -151,7 +196,7 @@ def load(
       why += f', but {folder / "adapters"} has them'
     raise harness.UserError(f'{folder} has no adapters: {why}.')
   fields = _adapter_config(path)
-  tensors = _read_tensors(file)
+  tensors, sample = _read_tensors(file)
   rank, dora = fields['r'], bool(fields.get('use_dora'))
   modules = {
     n: LAYER[n].removesuffix('.weight') for n in sorted(TRANSPOSED & {*LAYER})
@@ -205,18 +250,25 @@ def load(
           )
         arrays.append(jnp.asarray(tensors[key], jnp.float32).T)
       adapters[f'{name}.{suffix}'] = jnp.stack(arrays)
+  if sample and params is not None:
+    _check_base(file, sample, params)
   divisor = rank**0.5 if fields.get('use_rslora') else rank
   return adapters, float(fields['lora_alpha']) / divisor
 
 
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads all tensors of adapters; raises UserError."""
+def _read_tensors(
+  path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Reads tensors of adapters and the base's sample; raises UserError."""
   handle = hugging_face.open_tensors(path, path.parent)
   with harness.parsing(path, 'safetensors file'):
     tensors = {
       name: np.asarray(handle.get_tensor(name))
       for name in handle.keys()  # noqa: SIM118
     }
+    sample = json_values.parse_json(
+      (handle.metadata() or {}).get(_SAMPLE, '{}')
+    )
   for name, array in tensors.items():
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     if not floating or not np.isfinite(array).all():
@@ -224,7 +276,7 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         f'{path}: the tensor {name} is {array.dtype}, or has NaN or infinity; '
         'expected finite floating-point numbers.'
       )
-  return tensors
+  return tensors, sample
 
 
 def _check_targets(

@@ -6,6 +6,7 @@ come only from the template and the end of an answer. Their text within a prompt
 or an answer is encoded as plain text, with a warning.
 """
 
+import array
 import bisect
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments import harness
+from experiments.lm import control_tokens
 from experiments.lm import data as data_lib
 from experiments.lm import tokenizer as tokenizer_lib
 
@@ -27,29 +29,46 @@ class Encoded(NamedTuple):
 
   Attributes:
     rows: row numbers in the file, (examples,).
-    items: arrays by name: `tokens` and `mask` of a demonstration, or `chosen`,
-      `chosen_mask`, `rejected` and `rejected_mask` of a comparison; and
-      `index`, the place of the example.
+    items: arrays by name of each example, a list or a `token_files.TokenFile`:
+      `tokens` and `mask` of a demonstration, or `chosen`, `chosen_mask`,
+      `rejected` and `rejected_mask` of a comparison; and `index`, the place of
+      the example.
     lengths: length of the longer sequence, (examples,).
     too_long: number of examples that were too long and left out.
     empty: number of examples with an empty answer after the template.
     equal: number of comparisons whose answers have equal tokens.
     refused: messages about examples that the template refuses.
     controls: number of texts of control tokens in the examples.
-    places: index of each encoded example among all examples.
+    places: index of each encoded example among all examples, (examples,).
     truncated: number of examples whose end was cut off.
   """
 
   rows: np.ndarray
-  items: list[dict[str, np.ndarray]]
+  items: Any
   lengths: np.ndarray
   too_long: int
   empty: int = 0
   equal: int = 0
   refused: tuple[str, ...] = ()
   controls: int = 0
-  places: tuple[int, ...] = ()
+  places: Any = ()
   truncated: int = 0
+
+  @property
+  def left_out(self) -> dict[str, int]:
+    """Numbers of unusable examples by reason, without zeros."""
+    counts = {
+      'too long': self.too_long,
+      'no token to learn': self.empty,
+      'two equal answers': self.equal,
+      'refused by the chat template': len(self.refused),
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def mask_name(tokens: str) -> str:
+  """Returns the name of the mask of tokens: `mask` or `chosen_mask`."""
+  return 'mask' if tokens == 'tokens' else f'{tokens}_mask'
 
 
 def encode_prompt(
@@ -157,24 +176,17 @@ def warn_of_controls(
   Returns:
     The number of occurrences.
   """
-  controls = tokenizer.controls()
-  counts = []
+  counter = control_tokens.Counter(tokenizer.controls())
   for example in examples:
-    prompt = example.prompt
-    texts = [prompt] if isinstance(prompt, str) else []
-    texts += [] if isinstance(prompt, str) else [m['content'] for m in prompt]
-    texts += [example.answer, example.rejected or '']
-    counts.append(sum(map(controls.count, texts)))
-  total = sum(counts)
-  if total:
-    place = next(e.row for e, count in zip(examples, counts) if count)
-    print(
-      f'{source or "examples"}: warning: the text of control tokens occurs '
-      f'{total} times, first in row {place} (from 0); it is encoded as plain '
-      'text. Give dialogues as messages instead of rendered templates.',
-      file=sys.stderr,
-    )
-  return total
+    counter.add(_texts(example), example.row)
+  return counter.warn(source)
+
+
+def _texts(example: data_lib.Example) -> list[str]:
+  prompt = example.prompt
+  texts = [prompt] if isinstance(prompt, str) else []
+  texts += [] if isinstance(prompt, str) else [m['content'] for m in prompt]
+  return [*texts, example.answer, example.rejected or '']
 
 
 def encode(
@@ -187,6 +199,7 @@ def encode(
   skip: bool = False,
   turns: Turns = 'last',
   too_long: TooLong = 'leave_out',
+  items: Any = None,
 ) -> Encoded:
   """Encodes examples; skips and counts unusable ones.
 
@@ -200,6 +213,8 @@ def encode(
     turns: as in `encode_answer`.
     too_long: 'leave_out' skips long examples; 'truncate' cuts off their end, so
       that an answer has no end token, and skips those whose prompt is too long.
+    items: empty list of the encoded examples, or a `token_files.TokenFile`;
+      None for a new list.
 
   Returns:
     An `Encoded`.
@@ -209,16 +224,21 @@ def encode(
       or without `skip`, if the template refuses one.
   """
   prefix = f'{source}: ' if source else ''
-  kinds = {example.rejected is None for example in examples}
-  if len(kinds) != 1:
-    raise harness.UserError(
-      f'{prefix}got {"demonstrations and comparisons" if kinds else "none"}, '
-      'expected examples of one kind.'
-    )
-  rows, items, lengths, places = [], [], [], []
+  counter = control_tokens.Counter(tokenizer.controls())
+  kinds: set[bool] = set()
+  items = [] if items is None else items
+  # Arrays take a fifth of the memory of lists.
+  rows, lengths, places = (array.array('q') for _ in range(3))
   longer = truncated = empty = equal = 0
   refused: list[str] = []
   for place, example in enumerate(examples):
+    counter.add(_texts(example), example.row)
+    kinds.add(example.rejected is None)
+    if len(kinds) > 1:
+      raise harness.UserError(
+        f'{prefix}got demonstrations and comparisons, expected examples of one '
+        'kind.'
+      )
     answers = [example.answer]
     if example.rejected is not None:
       answers.append(example.rejected)
@@ -261,7 +281,7 @@ def encode(
     places.append(place)
     items.append(item)
     lengths.append(length)
-  if not items:
+  if not len(items):
     remedy = f' {flag} allows longer examples.' if flag and longer else ''
     if refused:
       remedy += f' The template refuses {len(refused)}; the first: {refused[0]}'
@@ -284,54 +304,9 @@ def encode(
     empty,
     equal,
     tuple(refused),
-    warn_of_controls(tokenizer, examples, source),
-    tuple(places),
+    counter.warn(source),
+    np.array(places),
     truncated,
-  )
-
-
-def padding(items: Sequence[dict[str, Any]]) -> dict[str, int]:
-  """Padding values by array name, for `harness.Stream`."""
-  return {name: 0 for name in items[0] if name != 'index'}
-
-
-def stream(
-  encoded: Encoded,
-  batch_size: int | Sequence[int],
-  buckets: Sequence[int],
-  *,
-  seed: int = 0,
-) -> harness.Stream:
-  """Makes shuffled batches of examples with similar lengths.
-
-  Args:
-    encoded: the examples.
-    batch_size: examples per batch, or one number for each bucket.
-    buckets: ascending lengths to which batches are padded; unused buckets are
-      dropped.
-    seed: seed of the order.
-
-  Returns:
-    A stream for `harness.train(stream=...)`.
-
-  Raises:
-    SettingsError: if an example is longer than the last bucket, or a bucket has
-      fewer examples than a batch.
-  """
-  buckets = tuple(buckets)
-  bucket = np.searchsorted(buckets, encoded.lengths)
-  used = [i for i in range(len(buckets)) if np.any(bucket == i)]
-  if np.ndim(batch_size):
-    batch_size = [np.asarray(batch_size)[i] for i in used]
-  if np.any(bucket == len(buckets)):
-    used = list(range(len(buckets)))  # `harness.Stream` raises the error.
-  return harness.Stream(
-    encoded.items,
-    batch_size,
-    seed=seed,
-    lengths=encoded.lengths,
-    buckets=tuple(buckets[i] for i in used),
-    pad=padding(encoded.items),
   )
 
 
@@ -348,10 +323,11 @@ def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
   length = int(encoded.lengths.max()) if length is None else length
   count = len(encoded.items)
   arrays: dict[str, Any] = {}
-  for name, value in padding(encoded.items).items():
-    arrays[name] = np.full((count, length), value, np.int32)
-    for row, item in zip(arrays[name], encoded.items):
-      row[: len(item[name])] = item[name]
+  for name in encoded.items[0]:
+    if name != 'index':
+      arrays[name] = np.zeros((count, length), np.int32)
+      for row, item in zip(arrays[name], encoded.items):
+        row[: len(item[name])] = item[name]
   arrays['index'] = np.arange(count, dtype=np.int32)
   return arrays
 

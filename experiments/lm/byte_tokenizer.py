@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.lm.tokenizer import Tokenizer
+from experiments.lm.tokenizer import ROLES_TEMPLATE, Tokenizer
 
 
 class _Encoded(NamedTuple):
@@ -21,7 +21,7 @@ class _Bytes:
   """One token per byte, and an end token."""
 
   END = 256
-  encode_special_tokens = True  # All text is encoded as bytes.
+  encode_special_tokens = False  # Whether the text of the end token is bytes.
 
   def get_added_tokens_decoder(self) -> dict[int, _Added]:
     """Returns the added tokens by number."""
@@ -29,7 +29,9 @@ class _Bytes:
 
   def encode(self, text: str, add_special_tokens: bool = False) -> _Encoded:
     del add_special_tokens
-    return _Encoded(list(text.encode()))
+    parts = [text] if self.encode_special_tokens else text.split('</s>')
+    ids = [token for part in parts for token in (self.END, *part.encode())]
+    return _Encoded(ids[1:])
 
   def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
     content = bytes(t for t in tokens if t < self.END)
@@ -80,5 +82,6 @@ class _Bytes:
 
 
 def make() -> Tokenizer:
-  """Makes a tokeniser of 257 tokens without a template: prompts are texts."""
-  return Tokenizer(_Bytes(), '', _Bytes.END, {'eos_token': '</s>'})
+  """Makes a tokeniser of 257 tokens with a template of roles."""
+  tokens = {'eos_token': '</s>'}
+  return Tokenizer(_Bytes(), ROLES_TEMPLATE, _Bytes.END, tokens)

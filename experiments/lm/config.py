@@ -119,6 +119,17 @@ class Config:
     layer = self.width * (projections + 3 * self.hidden)
     return 2 * (self.layers * layer + self.width * self.vocabulary)
 
+  def stored_per_token(self, length: int) -> int:
+    """Numbers per token of a layer that are stored for the backward pass.
+
+    These are the outputs of its matrix products, see `decoder.run_layers`.
+
+    Args:
+      length: tokens of a row, since each has a score for each other one.
+    """
+    attention = self.head_width * (2 * self.heads + 2 * self.kv_heads)
+    return attention + self.heads * length + 2 * self.hidden + 2 * self.width
+
 
 def tiny(width: int = 32, vocabulary: int = 260) -> Config:
   """Makes the config of a small model with two layers.

@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 # A code point that Unicode reserves for internal use.
@@ -66,3 +67,33 @@ def find(inner: Any, end: int, tokens: tuple[tuple[str, str], ...]) -> Controls:
     re.compile(f'(?=(?:{either})).', re.DOTALL),
     re.compile(f'({either})'),
   )
+
+
+class Counter:
+  """Counts texts of control tokens in examples, and warns about them.
+
+  Args:
+    controls: the control tokens.
+  """
+
+  def __init__(self, controls: Controls):
+    self._controls, self._total, self._first = controls, 0, 0
+
+  def add(self, texts: Iterable[str], row: int) -> None:
+    """Counts in the texts of an example, by its row number."""
+    count = sum(map(self._controls.count, texts))
+    if count and not self._total:
+      self._first = row
+    self._total += count
+
+  def warn(self, source: str) -> int:
+    """Prints the warning, if there are any; returns the number of texts."""
+    if self._total:
+      print(
+        f'{source or "examples"}: warning: the text of control tokens occurs '
+        f'{self._total} times, first in row {self._first} (from 0); it is '
+        'encoded as plain text. Give dialogues as messages instead of rendered '
+        'templates.',
+        file=sys.stderr,
+      )
+    return self._total

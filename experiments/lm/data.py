@@ -30,22 +30,18 @@ fields count as missing; other keys are ignored.
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from experiments import harness
-from experiments.lm import dialogues, row_files
+from experiments.lm import dialogues, row_files, row_kinds
 
 Prompt = dialogues.Prompt
-# Single answers, pairs of answers, or single answers with a label.
-Kind = Literal['demonstrations', 'comparisons', 'labelled']
 
 _QUESTIONS = ('prompt', 'instruction', 'question')
 _ANSWERS = ('response', 'completion', 'output', 'answer')
 _DIALOGUES = ('messages', 'conversations')
 _INPUTS = ('input', 'context')
 _SYSTEMS = ('system', 'system_prompt')
-_LABELS = ('label', 'kto_tag')
-_TRUTH = ('true', 'false')
 _UNSUPPORTED = (
   'tools',
   'functions',
@@ -84,13 +80,15 @@ class Read(NamedTuple):
   """The content of a file.
 
   Attributes:
-    raw: objects of the file by row number; None for invalid rows.
-    examples: examples of the valid rows.
+    raw: objects of the file by row number; None for invalid rows. Empty for
+      examples that stay in the file.
+    examples: examples of the valid rows, a list or
+      `stored_examples.StoredExamples`.
     wrong: one message per invalid row, with file and line.
   """
 
   raw: list[dict[str, Any] | None]
-  examples: list[Example]
+  examples: Any
   wrong: list[str]
 
 
@@ -99,8 +97,9 @@ def read(
   *,
   skip: bool = False,
   flag: str = '',
-  kind: Kind | None = None,
+  kind: row_kinds.Kind | None = None,
   prompts_only: bool = False,
+  store: Any = None,
 ) -> Read:
   """Reads the rows of a file; reports each invalid row by line number.
 
@@ -110,6 +109,8 @@ def read(
     flag: flag that skips invalid rows, for the message.
     kind: kind of the rows; None allows demonstrations and comparisons.
     prompts_only: whether to read prompts alone; answers may be missing.
+    store: `stored_examples.StoredExamples` for examples that stay in the
+      file; None for a list.
 
   Returns:
     A `Read`.
@@ -118,8 +119,9 @@ def read(
     UserError: as `row_files.scan`; for the first invalid row without `skip`;
       with it, if no row is valid.
   """
-  result = Read([], [], [])
-  for row in row_files.scan(path):
+  result = Read([], [] if store is None else store, [])
+  rows = (row_files.scan if store is None else row_files.iterate)(path)
+  for row in rows:
     value, reason = row.value, row.reason
     if value is not None:
       try:
@@ -127,11 +129,15 @@ def read(
           examples = [Example(row.number, as_prompt(value), '')]
         else:
           examples = as_examples(value, row.number)
-        _require_kind(examples, kind)
-        result.examples.extend(examples)
+        row_kinds.require(examples, kind, value)
+        if store is None:
+          result.examples.extend(examples)
+        else:
+          store.add(row, len(examples))
       except harness.UserError as error:
         value, reason = None, str(error)
-    result.raw.append(value)
+    if store is None:
+      result.raw.append(value)
     if not reason:
       continue
     line = f'{path}, {row.place}: {reason}.'
@@ -139,7 +145,7 @@ def read(
       remedy = f' {flag} skips such rows.' if flag else ''
       raise harness.UserError(f'{line}{remedy}')
     result.wrong.append(line)
-  if not result.examples:
+  if not len(result.examples):
     raise harness.UserError(f'{path} has no valid row: {result.wrong[0]}')
   return result
 
@@ -183,12 +189,14 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     UserError: if the keys match none of the forms, a text is missing or empty,
       a field is not supported, or two dialogues differ before their last turn.
   """
+  nulls = [key for key, value in row.items() if value is None]
   row = {key: value for key, value in row.items() if value is not None}
   _refuse_fields(row)
   pair = [key for key in ('chosen', 'rejected') if key in row]
   if len(pair) == 2:
     prompt, *answers = _comparison(row)
   elif pair:
+    _refuse_nulls(nulls, ('chosen', 'rejected'))
     raise harness.UserError(
       f'the row has only {pair[0]}, expected chosen and rejected'
     )
@@ -201,10 +209,10 @@ def as_example(row: Mapping[str, Any], number: int = 0) -> Example:
     prompt, answer = _split_text(dialogues.require_text(row['text'], 'text'))
     answers = [answer]
   else:
-    prompt, answer = _demonstration(row)
+    prompt, answer = _demonstration(row, nulls)
     answers = [answer]
-  labels = [row[key] for key in _LABELS if isinstance(row.get(key), bool)]
-  wanted = labels[0] if labels else None
+  labels = (row.get(key) for key in row_kinds.LABELS)
+  wanted = next((label for label in labels if isinstance(label, bool)), None)
   prompt = _with_system(prompt, row)
   return Example(number, prompt, *answers, wanted=wanted)
 
@@ -216,7 +224,7 @@ def as_prompt(row: Mapping[str, Any]) -> Prompt:
     UserError: as `as_example`, for the prompt.
   """
   row = {key: value for key, value in row.items() if value is not None}
-  _refuse_fields({k: v for k, v in row.items() if k not in _LABELS})
+  _refuse_fields({k: v for k, v in row.items() if k not in row_kinds.LABELS})
   if (key := _only(row, _DIALOGUES, 'dialogues')) is not None:
     prompt: Prompt = dialogues.as_messages(row[key], key)
     if prompt and prompt[-1]['role'] == 'assistant':
@@ -236,37 +244,14 @@ def _refuse_fields(row: Mapping[str, Any]) -> None:
         f'{key} is not supported: give texts, or messages of system, user and '
         'assistant'
       )
-  for key in _LABELS:
-    value = row.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number or (isinstance(value, str) and value.lower() in _TRUTH):
-      raise harness.UserError(
-        f'{key} is {value!r}, expected true or false (whether the answer is '
-        'wanted, the format of KTO): rename the field if it has another meaning'
-      )
+  row_kinds.refuse_unclear(row)
 
 
-def _require_kind(examples: Sequence[Example], kind: Kind | None) -> None:
-  for example in examples:
-    is_comparison = example.rejected is not None
-    if kind is not None and is_comparison != (kind == 'comparisons'):
-      kinds = ('one answer', 'two answers (chosen and rejected)')
-      raise harness.UserError(
-        f'the row has {kinds[is_comparison]}, expected '
-        f'{kinds[not is_comparison]}: put demonstrations and comparisons into '
-        'separate files'
-      )
-    if kind == 'labelled' and example.wanted is None:
-      raise harness.UserError(
-        'the row has no label, expected true or false (whether the answer is '
-        'wanted)'
-      )
-    if kind != 'labelled' and example.wanted is False:
-      raise harness.UserError(
-        'the label is false: the answer is unwanted (the format of KTO), not a '
-        'demonstration; train on it by --comparisons=kto_labelled, remove the '
-        'row, or pair it with a wanted answer as prompt, chosen and rejected'
-      )
+def _refuse_nulls(nulls: Sequence[str], keys: Sequence[str]) -> None:
+  """Raises UserError if a value that a row needs is null."""
+  for key in keys:
+    if key in nulls:
+      raise harness.UserError(f'{key} is null, expected a text or messages')
 
 
 def _split_text(text: str) -> tuple[Prompt, str]:
@@ -332,12 +317,18 @@ def _prompt(row: Mapping[str, Any], key: str) -> Prompt:
   return prompt
 
 
-def _demonstration(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+def _demonstration(
+  row: Mapping[str, Any], nulls: Sequence[str]
+) -> tuple[Prompt, str]:
   question = _only(row, _QUESTIONS, 'prompts')
   # With other keys, `answer` is often just the result of a problem.
   answers = _ANSWERS if question == 'question' else _ANSWERS[:-1]
   answer = _only(row, answers, 'answers')
   if question is None or answer is None:
+    missing = () if answer else answers
+    missing += () if question else _QUESTIONS
+    others = (*_DIALOGUES, 'text', 'chosen', 'rejected')
+    _refuse_nulls(nulls, (*missing, *others))
     raise harness.UserError(
       f'the keys are {sorted(row)}; expected messages, or prompt and response, '
       'or instruction and output, or prompt, chosen and rejected'

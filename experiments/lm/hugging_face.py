@@ -337,13 +337,16 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def save_tensors(
-  numpy_files: Any, tensors: dict[str, np.ndarray], path: pathlib.Path
+  numpy_files: Any,
+  tensors: dict[str, np.ndarray],
+  path: pathlib.Path,
+  **metadata: str,
 ) -> None:
   """Writes a file of tensors with the permissions of the umask."""
   # The package replaces the file by one that only its owner can read.
   path.touch()
   mode = path.stat().st_mode
-  numpy_files.save_file(tensors, path, metadata={'format': 'pt'})
+  numpy_files.save_file(tensors, path, metadata={'format': 'pt', **metadata})
   path.chmod(mode)
 
 

@@ -28,11 +28,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.lm import array_cache, decoder, log_probs, tables
-from experiments.lm import data as data_lib
+from experiments.lm import (
+  array_cache,
+  decoder,
+  log_probs,
+  row_kinds,
+  tables,
+)
 from experiments.lm import tuning as tuning_lib
 from experiments.lm.config import Config
 
@@ -55,6 +61,8 @@ PAIR = ('chosen', 'rejected')
 # Objectives with a reference, and objectives that are means over tokens.
 REFERENCED = ('uft', 'dpo', 'ipo', 'kto', 'kto_labelled', 'uft_pairs')
 TOKEN_LOSSES = ('sft', 'chord', 'distillation')
+# Rows that are read from a file at once, a multiple of those per batch.
+_CHUNK = 512
 
 
 class Shape(NamedTuple):
@@ -77,7 +85,7 @@ class Shape(NamedTuple):
   teacher: Config | None = None
 
 
-def kind(name: str) -> data_lib.Kind:
+def kind(name: str) -> row_kinds.Kind:
   """Returns the kind of rows that an objective needs."""
   if name in DEMONSTRATIONS:
     return 'demonstrations'
@@ -288,7 +296,9 @@ def reference_columns(
   plain = tuning._replace(rank=0, rows=None)
   untrained: dict[str, Any] = {}
   kinds = ('total', 'mean')
-  names = PAIR if 'chosen' in table.parts[0] else ('tokens',)
+  source, (first, *_) = table.source, table.parts
+  pairs = 'chosen' in (first if source is None else source.names)
+  names = PAIR if pairs else ('tokens',)
   prefixes = PAIR if names == PAIR else ('tokens', 'mask')
 
   # The weights are an argument: constants would be part of the program.
@@ -308,15 +318,25 @@ def reference_columns(
       for i, name in enumerate(names)
     }
 
+  def compute(bucket, count):
+    columns = []
+    for chunk in table.chunks(bucket, _CHUNK):
+      used = {n: leaf for n, leaf in chunk.items() if n.startswith(prefixes)}
+      columns.append(harness.as_numpy(run(frozen, used, count)))
+    return {n: np.concatenate([c[n] for c in columns]) for n in columns[0]}
+
   parts = []
-  for part, count in zip(table.parts, table.max_answers, strict=True):
+  for bucket, part in enumerate(table.parts):
+    count = table.max_answers[bucket]
     used = {n: leaf for n, leaf in part.items() if n.startswith(prefixes)}
+    if table.source is not None:
+      used = {'number': part['number'], 'digest': table.digest}
     columns = array_cache.load_or_compute(
       folder,
       'reference',
       f'{tuning.config} {tuning.cut} {tuning.dtype}',
       {'frozen': frozen, 'used': used},
-      functools.partial(run, frozen, used, count),
+      functools.partial(compute, bucket, count),
       names=[f'reference_{name}_{kind}' for name in names for kind in kinds],
       count=len(part['index']),
     )

@@ -8,7 +8,8 @@ that a caller can raise an error or skip it.
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments import harness
@@ -19,6 +20,8 @@ SUPPORTED = (
   'files of rows are .jsonl (one JSON object per line) or .json (a list of '
   'objects), also with .gz'
 )
+# The byte order mark; concatenated files have it inside.
+_MARK = b'\xef\xbb\xbf'
 # Numbers of rows per reason and of reasons that `describe` lists.
 NAMED, REASONS = 3, 8
 
@@ -31,12 +34,14 @@ class Row(NamedTuple):
     place: description of the place, with the line if each line is a row.
     value: the object; None if the row is invalid.
     reason: reason why the row is invalid; '' if it is valid.
+    offset: first byte of the line of a .jsonl file.
   """
 
   number: int
   place: str
   value: dict[str, Any] | None
   reason: str = ''
+  offset: int = 0
 
 
 def scan(path: str | pathlib.Path) -> list[Row]:
@@ -51,6 +56,58 @@ def scan(path: str | pathlib.Path) -> list[Row]:
   Raises:
     UserError: if the file is missing, unreadable, empty or of another format.
   """
+  path = _require_rows(path)
+  if path.name.removesuffix('.gz').endswith('.json'):
+    rows = _list_rows(path)
+  else:
+    rows = list(_line_rows(checked_files.read_packed_lines(path)))
+  if not rows:
+    raise harness.UserError(f'{path} has no rows.')
+  return rows
+
+
+def iterate(path: str | pathlib.Path) -> Iterator[Row]:
+  """Yields the rows of a .jsonl file one at a time, valid or not.
+
+  Args:
+    path: the file, not compressed.
+
+  Yields:
+    The rows in order.
+
+  Raises:
+    UserError: as `scan`, or if the file is compressed or a list.
+  """
+  path = _require_rows(path)
+  if path.suffix != '.jsonl':
+    raise harness.UserError(
+      f'{path}: rows stay on disk (--stream) only in .jsonl files that are not '
+      'compressed: unpack it by gunzip, or save it with one row per line.'
+    )
+  count = 0
+  for row in _line_rows(checked_files.read_packed_lines(path)):
+    count += 1
+    yield row
+  if not count:
+    raise harness.UserError(f'{path} has no rows.')
+
+
+def read_row(path: pathlib.Path, offset: int, number: int) -> Row:
+  """Reads one row that `iterate` has yielded, by its offset and number."""
+  with path.open('rb') as file:
+    file.seek(offset)
+    raw = file.readline(checked_files.MOST_LINE)
+  row = _parse(number, f'row {number} (from 0)', raw)
+  if row.value is None:
+    raise harness.DamagedDataError(
+      f'{path}, {row.place}: {row.reason}: the file was changed while it is '
+      'read; run the command again.'
+    )
+  return row
+
+
+def _require_rows(path: str | pathlib.Path) -> pathlib.Path:
+  """Raises UserError if a path is no file of rows, by its name."""
   path = pathlib.Path(path)
   name = path.name.removesuffix('.gz')
   if os.path.isdir(path):
@@ -66,13 +123,7 @@ def scan(path: str | pathlib.Path) -> list[Row]:
     )
   if not checked_files.exists(path):
     raise harness.MissingDataError(f'there is no file {path}.')
-  if name.endswith('.json'):
-    rows = _list_rows(path)
-  else:
-    rows = _line_rows(checked_files.read_packed_lines(path))
-  if not rows:
-    raise harness.UserError(f'{path} has no rows.')
-  return rows
+  return path
 
 
 def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -90,29 +141,32 @@ def read_rows(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def describe(path: str | pathlib.Path, skipped: Sequence[str]) -> str:
-  """Describes in one line how many rows were skipped, where and why.
+  """Describes how many rows were skipped for each reason, and where.
 
   Args:
     path: the file.
     skipped: messages `PATH, PLACE: REASON.` of skipped rows, from `data.read`.
 
   Returns:
-    The line, with the first rows of each reason; '' for no rows.
+    A line with the number of rows, and one for each reason with the first rows,
+    the most frequent reason first; '' for no rows. Reasons that differ by a
+    number are one reason.
   """
   if not skipped:
     return ''
-  places: dict[str, list[str]] = {}
+  groups: dict[str, list[tuple[str, str]]] = {}
   for message in skipped:
     place, _, reason = message.removeprefix(f'{path}, ').partition(': ')
-    places.setdefault(reason.removesuffix('.'), []).append(place)
-  parts = []
-  for reason, rows in list(places.items())[:REASONS]:
-    more = f' and {len(rows) - NAMED} more' if len(rows) > NAMED else ''
-    parts.append(f'{", ".join(rows[:NAMED])}{more}: {reason}')
-  further = sum(map(len, list(places.values())[REASONS:]))
-  if further:
-    parts.append(f'{further} more for other reasons')
-  return f'{path}: rows skipped: {len(skipped)}. {"; ".join(parts)}.'
+    groups.setdefault(re.sub(r'\d+', '0', reason), []).append((place, reason))
+  lines = [f'{path}: rows skipped: {len(skipped)}.']
+  ordered = sorted(groups.values(), key=len, reverse=True)
+  for group in ordered[:REASONS]:
+    more = f' and {len(group) - NAMED} more' if len(group) > NAMED else ''
+    places = ', '.join(place for place, _ in group[:NAMED])
+    lines.append(f'  {len(group)} in {places}{more}: {group[0][1]}')
+  if further := sum(map(len, ordered[REASONS:])):
+    lines.append(f'  {further} for other reasons.')
+  return '\n'.join(lines)
 
 
 def _list_rows(path: pathlib.Path) -> list[Row]:
@@ -138,7 +192,7 @@ def _list_rows(path: pathlib.Path) -> list[Row]:
   except ValueError as error:
     # `to_json` of datasets writes lines into files of this name, too.
     if content.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{'):
-      return _line_rows(content.split(b'\n'))
+      return list(_line_rows(content.split(b'\n')))
     raise harness.UserError(f'{path}: invalid JSON: {error}.') from error
   if not isinstance(values, list):
     raise harness.UserError(
@@ -151,18 +205,18 @@ def _list_rows(path: pathlib.Path) -> list[Row]:
   ]
 
 
-def _line_rows(lines: Iterable[bytes]) -> list[Row]:
-  rows: list[Row] = []
+def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+  number = offset = 0
   for line, raw in enumerate(lines, 1):
-    # The byte order mark; concatenated files have it inside.
-    raw = raw.removeprefix(b'\xef\xbb\xbf')
-    if raw.strip():
-      number = len(rows)
-      rows.append(_parse(number, f'line {line} (row {number} from 0)', raw))
-  return rows
+    if raw.removeprefix(_MARK).strip():
+      row = _parse(number, f'line {line} (row {number} from 0)', raw)
+      yield row._replace(offset=offset)
+      number += 1
+    offset += len(raw)
 
 
 def _parse(number: int, place: str, raw: bytes) -> Row:
+  raw = raw.removeprefix(_MARK)
   try:
     value = json_values.parse_json(raw.decode('utf-8'))
     return _row(number, place, value)

@@ -26,10 +26,6 @@ from experiments.lm import data as data_lib
 from experiments.lm import tokenizer as tokenizer_lib
 
 END = '<|end|>'
-TEMPLATE = (
-  "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}"
-  '\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +104,7 @@ def make_tokenizer(
     inner.train_from_iterator(texts, trainer)
   tokens = {'eos_token': END}
   return tokenizer_lib.Tokenizer(
-    inner, TEMPLATE, inner.token_to_id(END), tokens
+    inner, tokenizer_lib.ROLES_TEMPLATE, inner.token_to_id(END), tokens
   )
 
 

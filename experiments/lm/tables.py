@@ -6,7 +6,7 @@ of any method is one compiled program.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.lm import batches
+from experiments.lm import batches, token_files
 
 Rows = dict[str, Any]
 
@@ -29,12 +29,23 @@ class Table:
     seed: seed of the order, uint32 scalar.
     batch_size: examples per batch.
     max_answers: tokens of the longest answer of each bucket.
+    source: file of the tokens, or None. Then parts have the `number` of each
+      example in the file instead of tokens.
+    lengths: tokens of a row of each bucket, for `source`.
+    digest: digest of the file, which identifies the data of a run.
   """
 
   parts: tuple[Rows, ...]
   seed: Any
   batch_size: int = dataclasses.field(metadata={'static': True})
   max_answers: tuple[int, ...] = dataclasses.field(metadata={'static': True})
+  source: token_files.TokenFile | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
+  lengths: tuple[int, ...] = dataclasses.field(
+    default=(), metadata={'static': True}
+  )
+  digest: Any = ()
 
   @property
   def batches(self) -> tuple[int, ...]:
@@ -68,7 +79,25 @@ class Table:
     at = jax.lax.dynamic_slice_in_dim(
       order, within * self.batch_size, self.batch_size
     )
-    return {name: jnp.asarray(leaf)[at] for name, leaf in part.items()}
+    rows = {name: jnp.asarray(leaf)[at] for name, leaf in part.items()}
+    if self.source is not None:
+      rows |= self.source.take(rows.pop('number'), self.lengths[bucket])
+    return rows
+
+  def chunks(self, bucket: int, size: int) -> Iterator[Rows]:
+    """Yields all rows of a bucket: at once, or from a file a number at a time.
+
+    Args:
+      bucket: the bucket.
+      size: rows of a chunk from a file.
+    """
+    part = self.parts[bucket]
+    if self.source is None:
+      yield part
+      return
+    for start in range(0, _count(part), size):
+      rows = {n: leaf[start : start + size] for n, leaf in part.items()}
+      yield rows | self.source.read(rows.pop('number'), self.lengths[bucket])
 
 
 def _count(part: Rows) -> int:
@@ -121,21 +150,35 @@ def make(
   used = sorted(set(bucket.tolist()))
   if np.sum(bucket == used[-1]) < batch_size:
     bucket[bucket == used.pop(-2)] = used[-1]
+  source = encoded.items
+  source = source if isinstance(source, token_files.TokenFile) else None
   parts, max_answers = [], []
   for i in used:
     rows = np.flatnonzero(bucket == i)
-    part = batches.stacked(
-      encoded._replace(
-        items=[encoded.items[r] for r in rows], lengths=encoded.lengths[rows]
-      ),
-      length=buckets[i],
-    )
+    if source is not None:
+      part = {'number': source.numbers[rows]}
+      max_answers.append(int(source.answers[part['number']].max()))
+    else:
+      part = batches.stacked(
+        encoded._replace(
+          items=[encoded.items[r] for r in rows], lengths=encoded.lengths[rows]
+        ),
+        length=buckets[i],
+      )
+      masks = [part[n] for n in part if n.endswith('mask')]
+      max_answers.append(max(int(m.sum(axis=1).max()) for m in masks))
     part['index'] = rows.astype(np.int32)
     part |= {n: np.asarray(c)[rows] for n, c in (columns or {}).items()}
-    masks = [part[n] for n in part if n.endswith('mask')]
-    max_answers.append(max(int(m.sum(axis=1).max()) for m in masks))
     parts.append(part)
-  return Table(tuple(parts), np.uint32(seed), batch_size, tuple(max_answers))
+  return Table(
+    tuple(parts),
+    np.uint32(seed),
+    batch_size,
+    tuple(max_answers),
+    source,
+    tuple(buckets[i] for i in used) if source else (),
+    source.digest if source else (),
+  )
 
 
 def packed(

@@ -18,6 +18,11 @@ from experiments.lm.config import Config
 from experiments.lm.control_tokens import MARK
 
 Message = Mapping[str, str]
+# A chat template that writes each turn with its role.
+ROLES_TEMPLATE = (
+  "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}"
+  '\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}'
+)
 
 
 class Tokenizer(NamedTuple):

@@ -1,14 +1,24 @@
 """Trained and frozen parts of a model, and outputs of frozen layers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments import harness
-from experiments.lm import array_cache, decoder, log_probs, lora, tables
+from experiments.lm import (
+  array_cache,
+  batches,
+  decoder,
+  log_probs,
+  lora,
+  tables,
+)
 from experiments.lm.config import Config
+
+# Bytes of stored activations from which layers are recomputed by default.
+REMAT_BYTES = 2**31
 
 
 class Tuning(NamedTuple):
@@ -21,7 +31,8 @@ class Tuning(NamedTuple):
     weights: names of the adapted weights of a layer.
     alpha: scale of the adapters times their rank.
     layers: number of trained layers, the last ones; None for all.
-    remat: whether the backward pass recomputes each layer, to save memory.
+    remat: whether the backward pass recomputes each layer, to save memory;
+      'auto' for batches whose stored activations exceed `REMAT_BYTES`.
     dtype: dtype of the arithmetic; None for that of the weights.
     rows: sharding of (rows, length) over a mesh, or None.
   """
@@ -31,7 +42,7 @@ class Tuning(NamedTuple):
   weights: tuple[str, ...] = ('q', 'v')
   alpha: float = 16.0
   layers: int | None = None
-  remat: bool = False
+  remat: bool | Literal['auto'] = False
   dtype: Any = None
   rows: jax.sharding.Sharding | None = None
 
@@ -53,6 +64,20 @@ class Tuning(NamedTuple):
         'fewer layers.'
       )
     return self.config.layers - (self.layers or self.config.layers)
+
+  def recomputes(self, rows: int, length: int) -> bool:
+    """Whether the backward pass of a batch recomputes each layer.
+
+    Args:
+      rows: number of sequences, on all devices together.
+      length: tokens of a sequence.
+    """
+    if self.remat != 'auto':
+      return self.remat
+    layers = self.layers or self.config.layers
+    numbers = rows * length * layers * self.config.stored_per_token(length)
+    itemsize = jnp.dtype(self.dtype or jnp.float32).itemsize
+    return numbers * itemsize > REMAT_BYTES
 
   def split(self, params: decoder.Params) -> tuple[Any, Any]:
     """Splits a model into layers for `cache`, and weights for `answers`."""
@@ -119,7 +144,7 @@ class Tuning(NamedTuple):
     tokens = join('')
     if self.rows is not None:
       tokens = jax.lax.with_sharding_constraint(tokens, self.rows)
-    mask = jnp.concatenate([rows[mask_name(n)] for n in names])
+    mask = jnp.concatenate([rows[batches.mask_name(n)] for n in names])
     if self.cut and f'{names[0]}_x' not in rows:
       raise ValueError(
         f'{self.cut} layers are frozen, but the rows have no {names[0]}_x: '
@@ -140,14 +165,9 @@ class Tuning(NamedTuple):
       x,
       segments=rows.get('segments'),
       positions=rows.get('positions'),
-      remat=self.remat,
+      remat=self.recomputes(*tokens.shape),
     )
     return read(self.config, params, x, tokens, mask, max_answer=max_answer)
-
-
-def mask_name(tokens: str) -> str:
-  """Returns the name of the mask of tokens: `mask` or `chosen_mask`."""
-  return 'mask' if tokens == 'tokens' else f'{tokens}_mask'
 
 
 def cache(

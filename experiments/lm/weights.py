@@ -93,11 +93,11 @@ def merge_adapters(model: Model, folder: str | pathlib.Path) -> Model:
     The model with other params.
 
   Raises:
-    UserError: as `adapter_files.load`.
+    UserError: as `adapter_files.load`, also for adapters of other weights.
   """
   if not folder:
     return model
-  adapters, scale = adapter_files.load(folder, model.config)
+  adapters, scale = adapter_files.load(folder, model.config, model.params)
   merged = lora.merge(model.params, adapters, scale=scale)
   return model._replace(params=merged)
 

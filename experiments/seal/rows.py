@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import row_files
+from experiments.lm import row_files, row_kinds
 
 Example = data_lib.Example
 # Files in the folder of the data sets.
@@ -32,7 +32,7 @@ def read(
   path: str | pathlib.Path,
   *,
   skip: bool = False,
-  kind: data_lib.Kind | None = None,
+  kind: row_kinds.Kind | None = None,
   prompts_only: bool = False,
 ) -> data_lib.Read:
   """Reads a user's rows with `data.read` and prints what is skipped."""

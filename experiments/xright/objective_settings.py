@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from experiments import harness
 from experiments.lm import data as data_lib
-from experiments.lm import objectives, row_files
+from experiments.lm import objectives, row_files, stored_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Files:
       after start adapters: then only the merged model; '' for `model` in the
       workdir. A random model is written only if this is set.
     skip: whether to skip invalid rows instead of stopping at the first one.
+    stream: whether rows and their tokens stay on disk and each batch is read
+      when it is needed, for .jsonl files that exceed the memory.
     keep: which model is written, the last one, or the best one: the one with
       the least sum of held-out losses, weighted by the mixing ratio, among
       those measured every --chunk updates.
@@ -33,6 +35,7 @@ class Files:
   start_adapters: str = ''
   output: str = ''
   skip: bool = False
+  stream: bool = False
   keep: Literal['last', 'best'] = 'last'
 
 
@@ -149,6 +152,7 @@ def read(files: Files, losses: Losses) -> tuple[dict[str, Any], dict[str, str]]:
       skip=files.skip,
       flag='--skip=True',
       kind=objectives.kind(name),
+      store=stored_examples.StoredExamples(path) if files.stream else None,
     )
     if content.wrong:
       print(row_files.describe(path, content.wrong))

@@ -1,6 +1,7 @@
 """A model with encoded rows of both objectives, and their measures."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -9,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
+from experiments.harness.store import identity
 from experiments.lm import (
   batches,
   objectives,
+  stored_examples,
   tables,
+  token_files,
   weights,
 )
 from experiments.lm import data as data_lib
@@ -66,7 +70,7 @@ class Problem(NamedTuple):
     tokenizer: of the model.
     frozen: weights that are not trained, for `harness.train`.
     tables: encoded rows by split and objective.
-    left_out: number of rows that were left out, by objective.
+    left_out: numbers of rows that were left out, by objective and reason.
     prompts: prompts of the held-out comparisons.
     shape: parameters of the losses.
   """
@@ -76,7 +80,7 @@ class Problem(NamedTuple):
   tokenizer: tokenizer_lib.Tokenizer
   frozen: Any
   tables: dict[str, dict[str, tables.Table]]
-  left_out: dict[str, int]
+  left_out: dict[str, dict[str, int]]
   prompts: list[data_lib.Prompt]
   shape: objectives.Shape = objectives.Shape()
 
@@ -84,6 +88,12 @@ class Problem(NamedTuple):
   def names(self) -> tuple[str, ...]:
     """Names of the objectives, two or one, demonstrations first."""
     return tuple(self.tables['train'])
+
+  def weights(self, mixing_ratio: Any) -> dict[str, Any]:
+    """Weights of the objectives by name; a single one has the weight 1."""
+    two = len(self.names) == 2
+    shares = (1 - mixing_ratio, mixing_ratio) if two else (1.0,)
+    return dict(zip(self.names, shares, strict=True))
 
   def losses(
     self,
@@ -145,28 +155,44 @@ def prepare(
   left_out, prompts = {}, []
   for name, rows in examples.items():
     source = (sources or {}).get(name, name)
-    encoded = batches.encode(
+    options = {
+      'max_length': sizes.buckets[-1],
+      'skip': skip,
+      'turns': sizes.turns if name in objectives.DEMONSTRATIONS else 'last',
+      'too_long': sizes.too_long,
+    }
+    encode = functools.partial(
+      batches.encode,
       tokenizer,
       rows,
-      max_length=sizes.buckets[-1],
       source=source,
       flag='--buckets, rising lengths in tokens,',
-      skip=skip,
-      turns=sizes.turns if name in objectives.DEMONSTRATIONS else 'last',
-      too_long=sizes.too_long,
+      **options,
     )
+    if isinstance(rows, stored_examples.StoredExamples):
+      encoded = token_files.load_or_encode(
+        folder,
+        f'{identity.digest_files(name, [rows.path], folder)} {options} '
+        f'{objectives.kind(name)} {token_files.describe(tokenizer)}',
+        lambda items, encode=encode: encode(items=items),
+      )
+    else:
+      encoded = encode()
     columns: dict[str, np.ndarray] = {}
     if name in objectives.LABELLED:
       labels = [rows[place].wanted for place in encoded.places]
       columns['wanted'] = np.array(labels, np.int32)
     if encoded.truncated:
       print(f'{name}: {encoded.truncated} examples truncated.')
-    left_out[name] = len(rows) - len(encoded.items)
+    left_out[name] = encoded.left_out
     for split, at in _split(source, encoded, sizes).items():
+      items = encoded.items
+      if split == 'train' and isinstance(items, token_files.TokenFile):
+        items = items.select(at)
+      else:
+        items = [items[i] for i in at]
       part = encoded._replace(
-        items=[encoded.items[i] for i in at],
-        rows=encoded.rows[at],
-        lengths=encoded.lengths[at],
+        items=items, rows=encoded.rows[at], lengths=encoded.lengths[at]
       )
       own = {column: values[at] for column, values in columns.items()}
       if split == 'held_out' and own:
@@ -177,8 +203,8 @@ def prepare(
       elif split == 'train':
         table = tables.make(part, size, buckets=sizes.buckets, columns=own)
       else:
-        longest = sizes.buckets[-1:]
-        table = tables.make(part, len(at), buckets=longest, columns=own)
+        # One batch of all rows, in the shortest bucket that holds them.
+        table = tables.make(part, len(at), buckets=sizes.buckets, columns=own)
       if below is not None:
         table = tuning_lib.cache(
           model.config, below, table, dtype=tuning.dtype, folder=folder
@@ -190,8 +216,7 @@ def prepare(
         )
       splits[split][name] = table
       if split == 'held_out' and name in objectives.COMPARISONS:
-        by_row = {example.row: example.prompt for example in rows}
-        prompts = [by_row[int(row)] for row in part.rows]
+        prompts = [rows[int(encoded.places[i])].prompt for i in at]
   return Problem(tuning, model, tokenizer, frozen, splits, left_out, prompts)
 
 
@@ -250,7 +275,9 @@ def measure(
   Returns:
     Losses by objective, and `accuracy`: the fraction of comparisons whose
     implicit reward is higher for the chosen answer; ties count half. With
-    labels, comparisons are all pairs of a wanted and an unwanted answer.
+    labels, comparisons are all pairs of a wanted and an unwanted answer. And
+    the means of rewards times beta: `rewards/chosen`, `rewards/rejected`, and
+    their difference `rewards/margins`.
   """
   measures = {}
   for name, table in held_out.items():
@@ -280,12 +307,19 @@ def measure(
       ]
       difference = rewards[0] - rewards[1]
       measures['accuracy'] = jnp.mean((1 + jnp.sign(difference)) / 2)
+      means = [jnp.mean(reward) for reward in rewards]
     elif name in objectives.LABELLED:
       rewards = stacked.total - part['reference_tokens_total']
       wanted = part['wanted'] > 0
       pairs = wanted[:, None] & ~wanted
       ranks = (1 + jnp.sign(rewards[:, None] - rewards)) / 2
       measures['accuracy'] = jnp.sum(pairs * ranks) / jnp.sum(pairs)
+      means = [jnp.mean(rewards, where=label) for label in (wanted, ~wanted)]
+    else:
+      continue
+    chosen, rejected = (problem.shape.beta * mean for mean in means)
+    measures['rewards/chosen'], measures['rewards/rejected'] = chosen, rejected
+    measures['rewards/margins'] = chosen - rejected
   return measures
 
 

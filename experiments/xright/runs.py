@@ -27,14 +27,15 @@ class Adapters:
       also written q_proj and so on.
     layers: number of layers with adapters, the last ones; 0 for all. Outputs of
       the layers below are computed once per row.
-    remat: whether to recompute activations in the backward pass, for memory.
+    remat: whether to recompute activations in the backward pass, for memory;
+      'auto' for batches whose activations exceed 2 GiB.
   """
 
   rank: Annotated[int, harness.Allowed(low=0)] = 16
   alpha: float = 16.0
   weights: tuple[str, ...] = ('q', 'v')
   layers: Annotated[int, harness.Allowed(low=0)] = 0
-  remat: bool = False
+  remat: bool | Literal['auto'] = 'auto'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,7 @@ def run(
   record_start: bool = True,
   layout: harness.Layout | None = None,
   select: bool = False,
+  on_record: Callable[..., Any] | None = None,
 ) -> harness.Trained:
   """Trains and measures on held-out rows.
 
@@ -221,6 +223,7 @@ def run(
     record_start: whether to measure before the first step too.
     layout: sharding of the weights on a mesh of devices.
     select: whether to keep the weights with the best score, see `train`.
+    on_record: see `harness.Measure`.
 
   Returns:
     A `Trained`; `history` has held-out losses as `held_out/NAME`.
@@ -240,6 +243,7 @@ def run(
     optimiser=lambda hyper: options.settings.optimiser.make(plan.steps),
     record_start=record_start,
     select=select,
+    on_record=on_record,
   )
 
 
@@ -254,6 +258,7 @@ def train(
   splits: Sequence[str] = ('held_out',),
   record_start: bool = True,
   select: bool = False,
+  on_record: Callable[..., Any] | None = None,
 ) -> harness.Trained:
   """Trains the members of a run, and measures them on rows.
 
@@ -268,6 +273,7 @@ def train(
     record_start: whether to measure before the first step too.
     select: whether to keep the weights with the best `score`: the negative sum
       of held-out losses, weighted by the mixing ratio.
+    on_record: see `harness.Measure`.
 
   Returns:
     A `Trained`; `history` has losses as `SPLIT/NAME`.
@@ -292,10 +298,9 @@ def train(
       )
       metrics |= {f'{split}/{n}': value for n, value in measures.items()}
     if select:
-      ratio = plan(context.hyper).mixing_ratio
-      shares = (1 - ratio, ratio) if len(problem.names) == 2 else (1.0,)
-      losses = [metrics[f'held_out/{name}'] for name in problem.names]
-      metrics['score'] = -sum(s * loss for s, loss in zip(shares, losses))
+      shares = problem.weights(plan(context.hyper).mixing_ratio)
+      losses = [s * metrics[f'held_out/{n}'] for n, s in shares.items()]
+      metrics['score'] = -sum(losses)
     return metrics
 
   return harness.train(
@@ -316,5 +321,6 @@ def train(
       evaluate,
       record_start=record_start,
       select='score' if select else None,
+      on_record=on_record,
     ),
   )

@@ -21,6 +21,7 @@ without files, and needs no extra.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ from experiments.lm import (
   objectives,
   output_folders,
   sharding,
+  trackers,
   weights,
 )
 from experiments.lm import tokenizer as tokenizer_lib
@@ -52,6 +54,8 @@ class Settings(runs.Settings):
     method: how both objectives are trained.
     mixing_ratio: weight lambda of the comparisons.
     mesh: mesh of devices, such as 'fsdp=4,tp=2'; '' for one device.
+    wandb: project of Weights & Biases to which metrics are sent under the names
+      of TRL, by the package wandb; '' for none.
     files: that are read and written.
     losses: of both objectives.
   """
@@ -59,6 +63,7 @@ class Settings(runs.Settings):
   method: Annotated[str, harness.Among(methods.TITLES)] = 'alright'
   mixing_ratio: Annotated[float, harness.Allowed(high=1.0)] = 0.5
   mesh: str = ''
+  wandb: str = ''
   files: objective_settings.Files = _FILES
   losses: objective_settings.Losses = _LOSSES
 
@@ -76,7 +81,10 @@ PRESETS = {
     steps=20,
     chunk=10,
     optimiser=runs.Optimiser(learning_rate=1e-2),
-    rows=problem_lib.Sizes(buckets=(16,), held_out=8, refresh=8),
+    # Made-up rows have at most 16 bytes; other buckets are for a user's rows.
+    rows=problem_lib.Sizes(
+      buckets=(16, 32, 64, 128, 256, 512), held_out=8, refresh=8
+    ),
     adapters=runs.Adapters(rank=4),
   ),
   # As for Llama-3-8B: 24,000 and 6,000 rows, 4 epochs of the larger set.
@@ -85,7 +93,6 @@ PRESETS = {
     chunk=500,
     optimiser=runs.Optimiser(learning_rate=5e-5),
     rows=problem_lib.Sizes(buckets=(128, 256, 512, 1_024), held_out=512),
-    adapters=runs.Adapters(remat=True),
   ),
 }
 
@@ -105,6 +112,17 @@ def check(settings: Settings) -> None:
       f'micro_batches={sizes.micro_batches}.'
     )
   objective_settings.check(settings.method, settings.files, losses)
+  resident = {
+    '--pack=True': sizes.pack,
+    f'--mesh={settings.mesh}': settings.mesh,
+    f'--layers={settings.adapters.layers}': settings.adapters.layers,
+  }
+  if settings.files.stream and any(resident.values()):
+    flags = ' and '.join(flag for flag, is_set in resident.items() if is_set)
+    raise harness.SettingsError(
+      f'all rows have to be in memory for {flags}: leave out --stream, or '
+      'these flags.'
+    )
   check_start(settings)
   if sizes.pack and losses.demonstrations not in objectives.TOKEN_LOSSES:
     raise harness.SettingsError(
@@ -189,10 +207,11 @@ def prepare(
     parts = problem.tables['train'][name].parts
     count = sum(len(p['index']) for p in parts)
     packed = ', packed' if 'segments' in parts[0] else ''
+    left_out = problem.left_out[name]
+    reasons = ', '.join(f'{reason}: {n}' for reason, n in left_out.items())
     print(
-      f'{name}: {count} rows to train on{packed}; {problem.left_out[name]} '
-      f'examples left out: longer than {settings.rows.buckets[-1]} tokens, '
-      'without tokens to learn, or refused by the template.'
+      f'{name}: {count} rows to train on{packed}. Examples left out: '
+      f'{sum(left_out.values())}{reasons and f" ({reasons})"}.'
     )
   return problem, layout
 
@@ -225,7 +244,12 @@ def export(
     if settings.adapters.rank and not settings.files.start_adapters:
       alpha, base = settings.adapters.alpha, settings.model
       adapter_files.export(
-        folder / 'adapters', model.config, first, alpha=alpha, base=base
+        folder / 'adapters',
+        model.config,
+        first,
+        alpha=alpha,
+        base=base,
+        base_params=model.params,
       )
 
   output_folders.write(options.workdir, folder, f'{step} {dtype.name}', make)
@@ -245,23 +269,36 @@ def main(options: harness.Options) -> harness.Report:
   adapters = dataclasses.replace(
     settings.adapters, weights=problem.tuning.weights
   )
-  trained = runs.run(
-    options,
-    problem,
-    settings.method,
-    settings.plan(settings.mixing_ratio, settings.losses.parsed_optima()),
-    name=settings.method,
-    # A run may resume on another mesh. With more steps, stages and decays have
-    # other lengths: that is another run.
-    identity=harness.run_settings(
-      dataclasses.replace(settings, adapters=adapters),
-      *('files.output', 'mesh'),
-      'dtype',  # The weights themselves are compared.
-      *(() if settings.has_fixed_length else ('steps',)),
-    ),
-    layout=layout,
-    select=settings.files.keep == 'best',
+  # A run may resume on another mesh. With more steps, stages and decays have
+  # other lengths: that is another run.
+  identity = harness.run_settings(
+    dataclasses.replace(settings, adapters=adapters),
+    *('files.output', 'mesh', 'wandb'),
+    'dtype',  # The weights themselves are compared.
+    *(() if settings.has_fixed_length else ('steps',)),
   )
+  rate = settings.optimiser.rate(settings.steps)
+  rename = functools.partial(
+    trackers.rename,
+    weights=problem.weights(settings.mixing_ratio),
+    rate=rate if callable(rate) else lambda step: rate,
+  )
+  with trackers.open_wandb(
+    settings.wandb, options.workdir, settings.method, identity
+  ) as log:
+    trained = runs.run(
+      options,
+      problem,
+      settings.method,
+      settings.plan(settings.mixing_ratio, settings.losses.parsed_optima()),
+      name=settings.method,
+      identity=identity,
+      layout=layout,
+      select=settings.files.keep == 'best',
+      on_record=log and (lambda *record: log(rename(*record))),
+    )
+  path = pathlib.Path(options.workdir) / settings.method / 'trl_metrics.jsonl'
+  trackers.write(path, trained.steps, trained.history, rename)
   params, step = trained.params, trained.step
   if settings.files.keep == 'best':
     params, step = trained.best.params, int(trained.best.step[0])

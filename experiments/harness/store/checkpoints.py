@@ -337,11 +337,11 @@ def _is_digest(value: Any) -> bool:
 
 
 def _in_words(name: str) -> str:
-  """Returns "data file a.bin" for `train.files['a.bin']`."""
+  """Returns "data rows/0/x" for `train.data['rows'][0]['x']`."""
   kind, part = re.fullmatch(r'(\w+(?:\.\w+)?)(.*)', name).groups()
   if kind not in _DATA:
     return name
-  part = part.removesuffix('.digest').lstrip('.')
-  if file := re.fullmatch(r"\['(.*)'\]", part):
-    part = file[1]
-  return f'{_DATA[kind]} {part}'.strip()
+  part = part.removesuffix('.digest')
+  keys = re.findall(r"""\[(['"])(.*?)\1\]|\[(\d+)\]|(\w+)""", part)
+  path = '/'.join(''.join(key[1:]) for key in keys)
+  return f'{_DATA[kind]} {path}'.strip()

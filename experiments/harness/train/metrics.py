@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from experiments.harness.store import records
+from experiments.harness.store import files, records
 from experiments.harness.train import compiled, placement, program, task
 from experiments.harness.train.trained import Stopped, find_stops
 
@@ -124,6 +124,8 @@ class Recorder:
         f'select={select!r} is unknown; the metrics are {known}.'
       )
     self.history.write(step, rows)
+    if self._measure.on_record is not None and files.is_writer():
+      self._measure.on_record(step, rows)
     return carry
 
 

@@ -121,6 +121,9 @@ class Measure(NamedTuple):
       numbers count.
     host_every: `evaluate_host` is called at the first record at or after each
       multiple of this number of steps, and at the last step.
+    on_record: called with the step and the metrics of each new record, values
+      (members,) by name, for instance to send them to another program. A run
+      that resumes repeats the records after its checkpoint.
   """
 
   evaluate: Callable[..., dict[str, Any]] | None = None
@@ -129,3 +132,4 @@ class Measure(NamedTuple):
   stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None
   evaluate_host: Callable[..., dict[str, Any]] | None = None
   host_every: int = 1
+  on_record: Callable[[int, dict[str, np.ndarray]], Any] | None = None

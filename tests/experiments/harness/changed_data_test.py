@@ -79,7 +79,7 @@ def train(workdir, steps, task):
   ('write', 'suffix', 'name'),
   [
     (_arrays, 'npy', 'data'),
-    (_table, 'csv', r'data \[0\]'),
+    (_table, 'csv', 'data 0'),
     (_audio, 'wav', r'data file data\.wav'),
     (_text, 'jsonl', 'streamed examples'),
     (_weights, 'safetensors', 'frozen weights embedding'),

@@ -304,14 +304,18 @@ def test_changed_data_are_named_in_words(tmp_path):
   one, two, three, four, five = digests
   before = {
     'train.data': one,
+    "train.data['train']['sft'].parts[0]['tokens']": one,
     "train.files['a.bin']": one,
+    'train.files["it\'s.bin"]': one,
     'train.chunk': 2,
     'train.stream': {'digest': one, 'seed': 0},
     "train.own['x']": one,
   }
   now = {
     'train.data': two,
+    "train.data['train']['sft'].parts[0]['tokens']": two,
     "train.files['a.bin']": three,
+    'train.files["it\'s.bin"]': three,
     'train.chunk': 3,
     'train.stream': {'digest': four, 'seed': 0},
     'zeta': 0.5,
@@ -322,7 +326,9 @@ def test_changed_data_are_named_in_words(tmp_path):
     checkpoints.check_settings(path, now)
   assert str(error.value) == (
     f'{tmp_path} holds a run with other settings or data: chunk: 2 -> 3; '
-    'zeta: absent -> 0.5; changed: data; changed: data file a.bin; new: frozen '
+    'zeta: absent -> 0.5; changed: data; changed: data '
+    "train/sft/parts/0/tokens; changed: data file it's.bin; "
+    'changed: data file a.bin; new: frozen '
     'weights; missing: data of each seed x; changed: streamed examples. Give '
     'another --workdir, or delete this one.'
   )

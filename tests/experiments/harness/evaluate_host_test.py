@@ -38,6 +38,19 @@ def test_is_recorded_at_its_steps_and_selects(train, tmp_path):
   assert json.loads(line)['words'] == [10, -10]
 
 
+def test_new_records_are_passed_on_once(train):
+  """Not those that a resumed run has read."""
+  passed = []
+  on_record = lambda step, metrics: passed.append((step, metrics))
+  train(steps=20, on_record=on_record)
+  trained = train(steps=40, on_record=on_record)
+  assert [step for step, _ in passed] == [10, 20, 30, 40]
+  for i, (_, metrics) in enumerate(passed):
+    assert {*metrics} == {*trained.history}
+    for name, values in metrics.items():
+      np.testing.assert_array_equal(values, trained.history[name][i])
+
+
 @pytest.mark.parametrize(
   ('found', 'kind', 'message'),
   [

@@ -180,19 +180,6 @@ def test_batches_have_one_length():
       row = stacked[name][place]
       np.testing.assert_array_equal(row[: len(item[name])], item[name])
       assert not row[len(item[name]) :].any()
-  stream = batches.stream(encoded, 1, (9, 10, 11, 64), seed=1)
-  indices = set()
-  for _, batch in zip(range(int(stream.steps_per_epoch)), stream.batches(0)):
-    index = int(batch['index'][0])
-    indices.add(index)
-    length = batch['chosen'].shape[1]
-    assert length == next(b for b in (9, 10, 11) if b >= encoded.lengths[index])
-    np.testing.assert_array_equal(
-      batch['rejected'][0], stacked['rejected'][index][:length]
-    )
-  assert indices == set(range(len(encoded.items)))
-  with pytest.raises(harness.SettingsError, match='the largest bucket'):
-    batches.stream(encoded, 1, (9,))
   with pytest.raises(harness.UserError, match='got demonstrations and comp'):
     batches.encode(words, [*pairs(), data.Example(0, 'a', 'b')], max_length=9)
   with pytest.raises(harness.UserError, match='9 are longer than 2 tokens'):

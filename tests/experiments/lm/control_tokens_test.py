@@ -189,7 +189,8 @@ def test_examples_that_the_template_refuses_are_skipped_or_named(capsys):
   with pytest.raises(harness.UserError, match=match):
     encode(examples, False)
   encoded = encode(examples, True)
-  assert encoded.rows.tolist() == [0, 5] and encoded.places == (0, 2)
+  assert encoded.rows.tolist() == [0, 5]
+  assert encoded.places.tolist() == [0, 2]
   assert len(encoded.refused) == 1
   assert 'template refuses them: 1. The first: rows.jsonl: row 4' in (
     capsys.readouterr().err

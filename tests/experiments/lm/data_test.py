@@ -142,7 +142,11 @@ BAD = (
   ({'text': ' '}, "text is ' ', expected a text"),
   ({'prompt': 'Hi', 'response': ' '}, "response is ' ', expected a text"),
   ({'prompt': 7, 'response': 'a'}, 'prompt is int, expected a text'),
-  ({'prompt': 'Hi', 'output': None}, r"keys are \['prompt'\]"),
+  ({'prompt': 'Hi', 'id': None}, r"keys are \['prompt'\]"),
+  ({'prompt': 'Hi', 'output': None, 'id': None}, 'output is null, expected a'),
+  ({'prompt': None, 'completion': 'a', 'label': True}, 'prompt is null'),
+  ({'messages': None, 'id': 3}, 'messages is null, expected a text or mess'),
+  ({'prompt': 'Hi', 'chosen': 'a', 'rejected': None}, 'rejected is null'),
   ({'prompt': 'Hi', 'output': 7}, 'output is int, expected a text'),
   # Unwanted answers, or labels of unclear meaning.
   (
@@ -151,7 +155,10 @@ BAD = (
   ),
   ({'messages': list(TURNS), 'kto_tag': False}, 'the label is false'),
   ({'prompt': 'Hi', 'completion': 'No', 'label': 0}, 'label is 0, expected'),
-  ({'prompt': 'Hi', 'completion': 'a', 'label': 'False'}, "label is 'False'"),
+  (
+    {'prompt': 'Hi', 'completion': 'a', 'label': 'False'},
+    "label is the text 'False', expected true or false without quotes .*rename",
+  ),
   # Unsupported roles, fields and contents of messages.
   *(
     ({'messages': [*USER, {**TURNS[-1], **more}]}, match)
@@ -252,18 +259,24 @@ def test_valid_rows(tmp_path, name):
     assert example[:4] == (number, *expected)
 
 
-def test_skipped_rows_are_described_in_one_line(tmp_path):
+def test_skipped_rows_are_counted_by_reason(tmp_path):
   path = tmp_path / 'a: b.jsonl'
   bad = [f'{path}, line {n} (row {n} from 0): not: so.' for n in range(5)]
   other = f'{path}, line 7 (row 6 from 0): too long.'
-  assert row_files.describe(path, [*bad[:2], other, *bad[2:]]) == (
-    f'{path}: rows skipped: 6. line 0 (row 0 from 0), line 1 (row 1 from 0), '
-    'line 2 (row 2 from 0) and 2 more: not: so; line 7 (row 6 from 0): too '
-    'long.'
+  assert row_files.describe(path, [other, *bad]) == (
+    f'{path}: rows skipped: 6.\n'
+    '  5 in line 0 (row 0 from 0), line 1 (row 1 from 0), line 2 (row 2 from '
+    '0) and 2 more: not: so.\n'
+    '  1 in line 7 (row 6 from 0): too long.'
   )
   assert row_files.describe(path, []) == ''
-  many = [f'{path}, row {n}: no {n}.' for n in range(12)]
-  assert row_files.describe(path, many).endswith('4 more for other reasons.')
+  many = [f'{path}, row {n}: no {chr(97 + n)}.' for n in range(12)]
+  assert row_files.describe(path, many).endswith('\n  4 for other reasons.')
+  # Columns of invalid JSON are one reason.
+  alike = [f'{path}, row {n}: column {n}.' for n in range(12)]
+  assert '  12 in row 0, row 1, row 2 and 9 more: column 0.' in (
+    row_files.describe(path, alike)
+  )
 
 
 def test_instances_of_a_row_share_its_number(tmp_path):
@@ -300,6 +313,20 @@ def test_labelled_answers_need_their_objective(tmp_path):
       data.read(path, kind=kind)
   for row, match in (
     ({'prompt': 'Hi', 'completion': 'a'}, 'the row has no label, expected tru'),
+    *(
+      ({'prompt': 'Hi', 'completion': 'a', 'label': label}, match)
+      for label, match in (
+        ('true', r"line 1 .*: label is the text 'true', .* without quotes"),
+        ('good', "label is the text 'good', expected true or false without"),
+        (None, 'label is null, expected true or false'),
+        (1, 'label is 1, expected true or false'),
+        ([True], r'label is \[True\], expected true or false'),
+      )
+    ),
+    (
+      {'prompt': 'Hi', 'completion': None, 'label': True},
+      r'rows.jsonl, line 1 .*: completion is null, expected a text',
+    ),
     ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, 'expected one answer'),
   ):
     path.write_text(json.dumps(row))

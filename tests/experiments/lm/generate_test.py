@@ -53,10 +53,10 @@ TEMPLATE = (
 )
 
 
-def make(folder, seed=0):
+def make(folder, seed=0, template=TEMPLATE):
   """Writes a small model with a chat template; returns it."""
   model, tokenizer = weights.make_random(seed=seed)
-  tokenizer = tokenizer._replace(template=TEMPLATE)
+  tokenizer = tokenizer._replace(template=template)
   hugging_face.export(folder, model.config, model.params, tokenizer)
   return model, tokenizer
 
@@ -145,8 +145,11 @@ def test_needs_prompts(tmp_path):
 
 
 def test_needs_a_template_for_dialogues(tmp_path):
+  make(tmp_path / 'model', template='')
   with pytest.raises(harness.UserError, match='no chat template'):
-    run(tmp_path, model='random')
+    run(tmp_path)
+  report, _ = run(tmp_path, model='random')
+  assert report.results.metrics()['answers'] == len(PROMPTS)
 
 
 def comparisons(count, seed=0):

@@ -46,7 +46,7 @@ def plain_totals(config, params, part, name):
   logits -= logits.max(-1, keepdims=True)
   log_probs_ = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   totals, means = [], []
-  masks = part[tuning.mask_name(name)]
+  masks = part[batches.mask_name(name)]
   for row, tokens, mask in zip(log_probs_, part[name], masks):
     at = np.flatnonzero(mask)
     own = [row[t - 1, tokens[t]] for t in at]

@@ -201,3 +201,32 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
   (folder / 'model.bin').write_bytes(b'')
   with pytest.raises(harness.UserError, match='other formats'):
     weights.load(folder)
+
+
+def test_adapters_recognise_their_base_model_by_its_weights(tmp_path):
+  """Also in another folder or dtype."""
+  model, _ = weights.make_random()
+  adapters = lora.init(model.params, jax.random.key(1), rank=2)
+  adapters = jax.tree.map(lambda w: w + 0.1, adapters)
+  adapter_files.export(
+    tmp_path / 'out',
+    model.config,
+    adapters,
+    alpha=2.0,
+    base_params=model.params,
+  )
+  (tmp_path / 'out').rename(tmp_path / 'moved')
+  merge = lambda model: weights.merge_adapters(model, tmp_path / 'moved')
+  for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+    cast = jax.tree.map(lambda w, d=dtype: w.astype(d), model.params)
+    merge(model._replace(params=cast))
+  merged = merge(model)
+  with pytest.raises(harness.UserError, match=r'other weights \(q, v\), or th'):
+    merge(merged)
+  other, _ = weights.make_random(seed=1)
+  with pytest.raises(harness.UserError, match='give the model from which'):
+    merge(other)
+  # Adapters of other tools have no record.
+  tensors = safetensors.load_file(tmp_path / 'moved/adapter_model.safetensors')
+  safetensors.save_file(tensors, tmp_path / 'moved/adapter_model.safetensors')
+  merge(other)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 import bilevel_jax as bj
-from experiments.lm import byte_tokenizer, decoder, tables, tuning, weights
+from experiments.lm import (
+  batches,
+  byte_tokenizer,
+  decoder,
+  tables,
+  tuning,
+  weights,
+)
 from experiments.lm import config as config_lib
 from experiments.lm import data as data_lib
 from experiments.xright import (
@@ -97,7 +104,7 @@ def test_no_held_out_prompt_or_answer_is_in_training(kind):
       part = tables.all_rows(table)
       keys = ('tokens',) if name == 'sft' else ('chosen', 'rejected')
       for key in keys:
-        mask = np.asarray(part[tuning.mask_name(key)]).astype(bool)
+        mask = np.asarray(part[batches.mask_name(key)]).astype(bool)
         for row, inside in zip(np.asarray(part[key]), mask, strict=True):
           first = int(np.argmax(inside))
           texts[split].add(bytes(row[:first].tolist()))

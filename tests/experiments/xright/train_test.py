@@ -197,6 +197,11 @@ def checked(**given):
     ),
     ({'teacher': 'DIR'}, '--demonstrations=distillation, got sft'),
     ({'demonstrations': 'uft', 'pack': True}, 'mean over tokens.*; got uft'),
+    ({'stream': True, 'pack': True}, 'in memory for --pack=True: leave out'),
+    (
+      {'stream': True, 'layers': 3, 'mesh': 'tp=1'},
+      'in memory for --mesh=tp=1 and --layers=3: ',
+    ),
   ],
 )
 def test_settings_that_contradict_each_other(given, match):
@@ -277,7 +282,7 @@ def test_invalid_rows_are_skipped_counted_and_named(tmp_path, capsys):
   count = sum(len(p['index']) for table in tables for p in table.parts)
   assert count == len(good)
   output = capsys.readouterr().out
-  assert f'{path}: rows skipped: 6. line 26 (row 24 from 0): ' in output
+  assert f'{path}: rows skipped: 6.\n  1 in line 26 (row 24 from 0)' in output
   assert 'no user turn' in output and 'line 31 ' in output
   for i, reason in enumerate(
     (
@@ -417,6 +422,123 @@ def made_up_rows(path, pairs):
     rows.append(json.dumps(row))
   path.write_text('\n'.join(rows))
   return str(path)
+
+
+def test_the_preset_smoke_takes_a_users_dialogues(tmp_path, capsys):
+  """They are longer than its own rows, need a template, and stay on disk."""
+  pytest.importorskip('jinja2')
+  path = tmp_path / 'dialogues.jsonl'
+  texts = [f'How much is {i} + 1, please?' for i in range(30)] + [600 * 'a']
+  rows = [
+    {
+      'messages': [
+        {'role': 'user', 'content': text},
+        {'role': 'assistant', 'content': f'It is {i + 1}.'},
+      ]
+    }
+    for i, text in enumerate(texts)
+  ]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  metrics = run_made_up(
+    tmp_path / 'run', method='demonstrations', sft_data=str(path), stream=True
+  )
+  assert metrics['loss/sft'] < metrics['loss/sft/start']
+  assert 'Examples left out: 1 (too long: 1).' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_rows_on_disk_are_trained_like_rows_in_memory(tmp_path, monkeypatch):
+  """Also after a resumption, with every kind of objective."""
+  # References of several chunks.
+  monkeypatch.setattr(train.objectives, '_CHUNK', 8)
+  files = {
+    'sft_data': made_up_rows(tmp_path / 'a.jsonl', pairs=False),
+    'pref_data': made_up_rows(tmp_path / 'b.jsonl', pairs=True),
+  }
+  values = dict(
+    method='maxright', skip=True, held_out=4, refresh=2, micro_batches=2
+  )
+  memory = run_made_up(tmp_path / 'memory', **files, **values)
+  values |= {'stream': True}
+  run_made_up(tmp_path / 'disk', **files, **values, steps=2)
+  disk = run_made_up(tmp_path / 'disk', **files, **values)
+  assert disk == memory and np.isfinite(disk['loss/dpo'])
+  # The content of the file identifies the run.
+  change_one = pathlib.Path(files['pref_data'])
+  change_one.write_text(change_one.read_text().replace('aaa', 'zzz', 1))
+  with pytest.raises(harness.OtherRunError, match='changed: data'):
+    run_made_up(tmp_path / 'disk', **files, **values)
+
+
+def test_metrics_are_written_under_the_names_of_trl(tmp_path):
+  run_made_up(tmp_path, method='mix', mixing_ratio=0.25, learning_rate=0.01)
+  read = lambda name: [
+    json.loads(line)
+    for line in (tmp_path / 'mix' / name).read_text().splitlines()
+  ]
+  own, renamed = read('metrics.jsonl'), read('trl_metrics.jsonl')
+  assert [one['train/global_step'] for one in renamed] == [0, 2, 4]
+  assert {one['train/learning_rate'] for one in renamed} == {0.01}
+  for one, other in zip(own, renamed, strict=True):
+    losses = [one[f'held_out/{name}'][0] for name in ('sft', 'dpo')]
+    assert other['eval/loss'] == pytest.approx(losses @ np.array([0.75, 0.25]))
+    assert other['eval/rewards/accuracies'] == one['held_out/accuracy'][0]
+    margin = other['eval/rewards/chosen'] - other['eval/rewards/rejected']
+    assert other['eval/rewards/margins'] == pytest.approx(margin, abs=1e-6)
+  last = own[-1]
+  assert renamed[-1]['train/loss'] == pytest.approx(
+    0.75 * last['loss/sft'][0] + 0.25 * last['loss/dpo'][0]
+  )
+  # The loss of comparisons is about log 2 - margin / 2 for small margins.
+  assert renamed[0]['eval/rewards/margins'] == 0
+  assert renamed[-1]['eval/rewards/margins'] == pytest.approx(
+    2 * (np.log(2) - last['held_out/dpo'][0]), rel=0.1, abs=1e-3
+  )
+
+
+def test_layers_are_recomputed_above_a_size(monkeypatch):
+  """With the same gradients, and less memory."""
+  tuned = train.Settings().tuning(CONFIG)
+  limit = tuning.REMAT_BYTES
+  per_row = 4 * CONFIG.layers * 64 * CONFIG.stored_per_token(64)
+  rows = limit // per_row
+  assert not tuned.recomputes(rows, 64) and tuned.recomputes(rows + 1, 64)
+  for other in (tuned._replace(layers=1), tuned._replace(dtype=jnp.bfloat16)):
+    assert not other.recomputes(rows + 1, 64)
+    assert other.recomputes(2 * rows + 2, 64)
+  for given in (True, False):
+    forced = change(train.Settings(), remat=given).tuning(CONFIG)
+    assert forced.recomputes(1, 64) == forced.recomputes(10**9, 64) == given
+
+  model, words, examples = problem_lib.made_up(24)
+  tuned = tuning.Tuning(model.config, rank=2, remat='auto')
+  problem = problem_lib.prepare(
+    model, words, tuned, examples, problem_lib.Sizes(4, (16,), 7, 3)
+  )
+  trained = tuned.init(problem.frozen, jax.random.key(0))
+  trained = jax.tree.map(lambda leaf: leaf + 0.01, trained)
+
+  def compile_gradient():
+    losses = problem.losses(
+      problem.tables['train'], problem.frozen, jax.random.key(1)
+    )
+    total = lambda t: sum(loss(t, 0) for loss in losses.values())
+    return jax.jit(jax.grad(total)).lower(trained).compile()
+
+  stored = compile_gradient()
+  monkeypatch.setattr(tuning, 'REMAT_BYTES', 0)
+  recomputed = compile_gradient()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    stored(trained),
+    recomputed(trained),
+  )
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(stored(trained)))
+  less, more = (
+    compiled.memory_analysis().temp_size_in_bytes
+    for compiled in (recomputed, stored)
+  )
+  assert less < 0.9 * more
 
 
 def test_length_controls_count_ties_half():
@@ -614,6 +736,7 @@ def test_the_exported_model_is_that_of_the_last_step(tmp_path, monkeypatch):
   )
   problem = types.SimpleNamespace(
     names=(),
+    weights=lambda ratio: {},
     tables={'held_out': {}},
     model=model,
     tokenizer=tokenizer.load(model.vocabulary, model.config),
@@ -680,7 +803,9 @@ def test_the_identity_of_stages_has_their_steps(monkeypatch):
     'run',
     lambda *_, identity, **__: recorded.update(identity) or 1 / 0,
   )
-  problem = types.SimpleNamespace(tuning=tuning.Tuning(CONFIG))
+  problem = types.SimpleNamespace(
+    tuning=tuning.Tuning(CONFIG), weights=lambda ratio: {}
+  )
   monkeypatch.setattr(train, 'prepare', lambda options: (problem, None))
   for method, kept in (
     ('sequential', True),

@@ -79,12 +79,17 @@ def _render(folder: pathlib.Path) -> str:
   return tokenizer.load(folder).render(MESSAGES)
 
 
+@functools.cache
+def _params() -> decoder.Params:
+  return decoder.init(CONFIG, 0)
+
+
 # What reads the folder of a case.
 LOADERS: dict[str, Callable[[pathlib.Path], Any]] = {
   'model': lambda folder: weights.load_both(str(folder)),
   'template': _render,
   'gguf': lambda folder: weights.load_both(str(folder / 'model.gguf')),
-  'adapters': lambda folder: adapter_files.load(folder, CONFIG),
+  'adapters': lambda folder: adapter_files.load(folder, CONFIG, _params()),
   'rows': lambda folder: data.read(folder / 'rows.jsonl'),
   'list': lambda folder: data.read(folder / 'rows.json'),
   'packed': lambda folder: data.read(folder / 'rows.jsonl.gz'),
@@ -106,14 +111,16 @@ def lines(rows: Any) -> bytes:
 def _valid(loader: str) -> pathlib.Path:
   """Makes a valid folder once."""
   folder = pathlib.Path(tempfile.mkdtemp())
-  params = decoder.init(CONFIG, 0)
+  params = _params()
   if loader in ('model', 'template'):
     hugging_face.export(
       folder, CONFIG, params, weights_test.words(), generation={}
     )
   elif loader == 'adapters':
     adapters = lora.init(params, jax.random.key(0), rank=2)
-    adapter_files.export(folder, CONFIG, adapters, alpha=4.0)
+    adapter_files.export(
+      folder, CONFIG, adapters, alpha=4.0, base_params=params
+    )
   elif loader == 'gguf':
     write_gguf(folder / 'model.gguf')
   elif loader == 'rows':
