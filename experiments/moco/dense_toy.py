@@ -46,9 +46,7 @@ def make_images(
   waves = rng.normal(size=(count, 2, 2))
   phase = rng.uniform(0, 2 * np.pi, size=(count, 1, 1))
   rows, columns = np.meshgrid(*(np.arange(SIDE),) * 2, indexing='ij')
-  angle = 0.5 * (
-    waves[:, :1, :1] * rows + waves[:, 1:, :1] * columns
-  )
+  angle = 0.5 * (waves[:, :1, :1] * rows + waves[:, 1:, :1] * columns)
   images = np.sin(angle + phase) + 0.5 * rng.normal(size=(count, SIDE, SIDE))
   windows = _windows(images)
   mean = windows.mean(axis=-1)

@@ -109,8 +109,7 @@ def measure_errors(
       }
       directions = {name: move[0].trunk for name, move in moved.items()}
       squares = {
-        name: optax.tree.norm(x, squared=True)
-        for name, x in directions.items()
+        name: optax.tree.norm(x, squared=True) for name, x in directions.items()
       }
       return (drawn, directions, squares), {n: m[1] for n, m in moved.items()}
 
@@ -254,8 +253,7 @@ def add_errors(
   for name in BIASED:
     # Ratios of means: near stationary points, exact directions vanish.
     bias, deviation, exact = (
-      history[f'{kind}/{name}'].mean(axis=0)
-      for kind in DirectionError._fields
+      history[f'{kind}/{name}'].mean(axis=0) for kind in DirectionError._fields
     )
     biases[name] = bias / exact
     results.put({'method': name, **at}, {'bias': biases[name]})

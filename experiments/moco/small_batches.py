@@ -44,6 +44,11 @@ _UNITS = {'adult': 0.25, 'school': 8}
 SCHOOLS = 8  # The largest schools: with all 139, weights are too costly.
 
 
+GRID = compare.Grid(
+  (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2), (3e-3, 1e-2), max_grid_extensions=2
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of a run.
@@ -63,15 +68,16 @@ class Settings:
   """
 
   methods: compare.Methods = (*MEMORYLESS, *MOCO, 'famo')
-  datasets: Annotated[
-    tuple[str, ...], harness.Among((*DATA, 'dense'))
-  ] = ('sarcos', 'adult', 'school', 'dense')
+  datasets: Annotated[tuple[str, ...], harness.Among((*DATA, 'dense'))] = (
+    'sarcos',
+    'adult',
+    'school',
+    'dense',
+  )
   batches: tuple[int, ...] = (4, 16, 64, 256)
   steps: int = 400
   hidden: int = 32
-  grid: compare.Grid = compare.Grid(
-    (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2), (3e-3, 1e-2), max_grid_extensions=2
-  )
+  grid: compare.Grid = GRID
   bias_samples: int = 128
   pool: int = 2
   evaluated: int = 2_000
@@ -288,13 +294,32 @@ def compare_batches(
   ]
 
 
+def add_means(
+  results: harness.Results, names: Sequence[str], batches: Sequence[int]
+) -> None:
+  """Adds growths from the largest to the smallest batches, over data sets.
+
+  Args:
+    results: metrics of all data sets; receives the means.
+    names: names of the data sets.
+    batches: batch sizes, ascending.
+  """
+  values = lambda name: np.array(results[name].per_seed)
+  mean = lambda growth: np.mean([growth(name) for name in names], axis=0)
+  for moco in MOCO:
+    if f'lead_growth/{moco}/{names[0]}' in results.metrics():
+      lead = mean(lambda name, m=moco: values(f'lead_growth/{m}/{name}'))
+      results.add({'method': moco}, lead_growth=lead)
+  at = lambda name, batch: values(f'bias/smg/{name}/batch={batch}')
+  bias = mean(lambda name: at(name, batches[0]) - at(name, batches[-1]))
+  results.add({'method': 'smg'}, bias_growth=bias)
+
+
 def main(options: harness.Options) -> harness.Report:
   """Compares all methods on all data sets."""
   settings, results = options.settings, harness.Results()
   names = [
-    name
-    for name in settings.datasets
-    if options.data_dir or name == 'dense'
+    name for name in settings.datasets if options.data_dir or name == 'dense'
   ] or ['dense']
   # Reads all data first: a missing file is an error before any training.
   loaded = [load(name, settings, options.data_dir) for name in names]
@@ -302,6 +327,7 @@ def main(options: harness.Options) -> harness.Report:
   for problem, source in loaded:
     print(f'Data: {source.words}.', flush=True)
     panels += compare_batches(problem, options, results)
+  add_means(results, names, settings.batches)
   figure = harness.draw_panels(panels)
   for axes in figure.axes[::2]:
     axes.axhline(0, color='black', linewidth=0.8)
