@@ -11,8 +11,9 @@ from experiments import harness
 from experiments.moco import problem as problems
 from experiments.moco import tabular
 
-SIDE, REACH = 10, 2  # Side of an image; pixels that a unit sees on each side.
-WIDTH = 2  # Units of the trunk; one head alone can use all of them.
+SIDE, REACH = 7, 2  # Side of an image; pixels that a unit sees on each side.
+WIDTH = 3  # Units of the trunk: each head needs two.
+NOISE = 0.5  # Of the targets, whose variance without it is one.
 TASKS = ('shade', 'edge')
 
 
@@ -26,7 +27,7 @@ def _windows(images: np.ndarray) -> np.ndarray:
 
 
 def make_images(
-  count: int = 1_500, seed: int = 0
+  count: int = 2_500, seed: int = 0
 ) -> tuple[dict[str, Any], harness.Source]:
   """Draws images, a smooth shade plus white texture, and two maps of each.
 
@@ -39,8 +40,7 @@ def make_images(
 
   Returns:
     The parts train, validation and test: windows (images, pixels, window) and
-    targets (images, pixels, 2), with a standardised target per map. And their
-    source.
+    targets (images, pixels, 2), standardised maps with noise. And their source.
   """
   rng = np.random.default_rng(seed)
   waves = rng.normal(size=(count, 2, 2))
@@ -55,6 +55,7 @@ def make_images(
   train, validation = int(0.6 * count), int(0.8 * count)
   spread = targets[:train].reshape(-1, 2)
   targets = (targets - spread.mean(axis=0)) / spread.std(axis=0)
+  targets = targets + NOISE * rng.normal(size=targets.shape)
   parts = {}
   for part, chosen in (
     ('train', slice(train)),

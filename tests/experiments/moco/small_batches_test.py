@@ -112,10 +112,10 @@ def test_leads_by_hand():
 def test_images_and_their_maps():
   data, _ = dense_toy.make_images(10)
   windows, targets = data['train']
-  assert windows.shape == (6, 36, 25) and targets.shape == (6, 36, 2)
+  assert windows.shape == (6, 9, 25) and targets.shape == (6, 9, 2)
   problem = dense_toy.make_problem(data)
   rows, maps = problem.batch(jax.random.key(0), problem.data, 3)
-  assert rows.shape == (3 * 36, 25)
+  assert rows.shape == (3 * 9, 25)
   # Both maps are functions of the window.
   shade = rows.mean(axis=1)
   edge = jnp.abs(rows[:, 12] - shade)
