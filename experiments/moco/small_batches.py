@@ -72,7 +72,6 @@ class Settings:
     'sarcos',
     'adult',
     'school',
-    'dense',
   )
   batches: tuple[int, ...] = (4, 16, 64, 256)
   steps: int = 300
