@@ -41,6 +41,14 @@ from experiments.moco import problem as problems
 MEMORYLESS = ('mean', 'mgda', 'smg', 'pcgrad', 'cagrad', 'nash_mtl', 'upgrad')
 MOCO = ('moco', 'moco_exact')
 DATA = ('sarcos', 'adult', 'school', 'multi_mnist', 'multi_fashion')
+DATA_MEANINGS = {
+  'sarcos': 'seven torques of a robot arm.',
+  'adult': 'income, and parity of the sexes.',
+  'school': 'exam scores in the five largest schools.',
+  'multi_mnist': 'two overlapping digits.',
+  'multi_fashion': 'two overlapping clothes.',
+  'dense': 'synthetic images with two maps per pixel.',
+}
 # Sizes of the settings of `tabular` that are one row, or one pupil per school.
 _UNITS = {'adult': 0.25, 'school': 8}
 SCHOOLS = 5  # The largest schools: with all 139, weights are too costly.
@@ -70,7 +78,9 @@ class Settings:
   """
 
   methods: compare.Methods = (*MEMORYLESS, *MOCO, 'famo')
-  datasets: Annotated[tuple[str, ...], harness.Among((*DATA, 'dense'))] = (
+  datasets: Annotated[
+    tuple[str, ...], harness.Among(DATA_MEANINGS, DATA_MEANINGS)
+  ] = (
     'sarcos',
     'adult',
     'school',
