@@ -66,6 +66,21 @@ _MANY_SEEDS = (
   '--seeds=200',
 )
 
+_LEADS = tuple(
+  harness.Claim(
+    f'By batch size: the lead of {title} over methods without memory (dm %) is '
+    'larger in the smallest batches than in the largest (mean over data sets).',
+    run='small_batches',
+    metric=f'lead_growth/{name}',
+    at_least=0.0,
+    presets=('quick', 'paper'),
+  )
+  for name, title in (
+    ('moco_exact', 'MoCo with exact weights'),
+    ('moco', 'MoCo'),
+  )
+)
+
 RUNS = {
   'toy': harness.Run('toy'),
   # How many seeds reach the front with the published share, at the published
@@ -111,6 +126,7 @@ RUNS = {
       ('adult', ()),
     )
   },
+  'small_batches': harness.Run('small_batches'),
   'multi_task_rl': harness.Run('multi_task_rl', presets=('smoke', 'quick')),
 }
 
@@ -142,4 +158,14 @@ CLAIMS = (
     at_least=1.0,
     published='less, a theorem',
   ),
+  harness.Claim(
+    'By batch size: the relative bias of the stochastic multi-gradient is '
+    'larger in the smallest batches than in the largest (mean over data sets).',
+    run='small_batches',
+    metric='bias_growth/smg',
+    at_least=0.0,
+    published='larger, a theorem',
+    presets=('quick', 'paper'),
+  ),
+  *_LEADS,
 )

@@ -114,6 +114,16 @@ def check(settings: Any) -> None:
     )
 
 
+def make_adam(rate: Any, steps: int) -> optax.GradientTransformation:
+  """Makes Adam with cosine decay."""
+  schedule = optax.cosine_decay_schedule(1.0, steps)
+  return optax.chain(
+    optax.scale_by_adam(),
+    optax.scale_by_schedule(schedule),
+    optax.scale(-1.0 * rate),
+  )
+
+
 def make_solver(
   problem: problems.Problem,
   name: str,
@@ -135,12 +145,7 @@ def make_solver(
   Returns:
     A solver.
   """
-  schedule = optax.cosine_decay_schedule(1.0, steps)
-  adam = optax.chain(
-    optax.scale_by_adam(),
-    optax.scale_by_schedule(schedule),
-    optax.scale(-1.0 * rate),
-  )
+  adam = make_adam(rate, steps)
   count = len(problem.tasks)
   if name.startswith('only '):
     task = int(name.removeprefix('only '))

@@ -215,6 +215,8 @@ def summarise(
       options, trained.history[f'{n}/{measure}'][-1]
     )
     front, stationarity = last('front'), last('stationarity')
+    # These have left the valleys of the logarithms, and go on to the front.
+    below = np.where(np.isnan(last('y')), np.nan, last('y') < 0)
     for i, rate in enumerate(options.settings.learning_rates):
       at = {'method': name, 'learning_rate': rate}
       for j in range(len(STARTS)):
@@ -222,6 +224,7 @@ def summarise(
           {**at, 'start': j + 1},
           # NaN if a seed stopped.
           seeds_on_front=harness.reduced(front[i, j], 'sum'),
+          seeds_below_axis=harness.reduced(below[i, j], 'sum'),
           stationarity=harness.reduced(stationarity[i, j], 'median'),
         )
       overall = harness.reduced(stationarity[i].ravel(), 'median')

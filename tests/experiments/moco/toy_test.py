@@ -57,6 +57,9 @@ def test_runs_and_writes_its_results(options, results, tmp_path, capsys):
   metrics = results()['metrics']
   for method in settings.methods:
     assert metrics[f'seeds_on_front/{method}/learning_rate=0.001/start=1'] == 0
+    for start, below in ((1, 0), (2, 2), (3, 0)):
+      name = f'seeds_below_axis/{method}/learning_rate=0.001/start={start}'
+      assert metrics[name] == below
   for plot in ('paths', 'stationarity', 'weight'):
     assert (tmp_path / f'{plot}.png').stat().st_size > 5_000
   assert 'moco_exact' in capsys.readouterr().out
