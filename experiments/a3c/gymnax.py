@@ -105,12 +105,13 @@ def check(settings: Settings) -> None:
   environments.make(settings.env)
 
 
-def make_agent(settings: Any):
+def make_agent(settings: Any, window: int):
   """Makes the agent, and a function from a key to the oracle of a worker.
 
   Args:
     settings: `Settings`, or others with the same names of the environment,
       rollouts and losses.
+    window: number of last training episodes in the oracle's outputs.
   """
   known, losses = environments.make(settings.env), settings.losses
   agent = networks.agent(known.shape, known.environment.actions)
@@ -119,7 +120,7 @@ def make_agent(settings: Any):
     agent.value,
     known.environment,
     collection=bj.rl.Collection(
-      settings.environments, settings.rollout, settings.window
+      settings.environments, settings.rollout, window
     ),
     advantages=bj.rl.Advantages(
       losses.discount, losses.decay, losses.reward_scale, losses.normalise
@@ -131,7 +132,7 @@ def make_agent(settings: Any):
 
 def make_solver(settings: Settings, key: jax.Array):
   """Makes the agent, and round-robin workers with Adam."""
-  agent, make_oracle = make_agent(settings)
+  agent, make_oracle = make_agent(settings, settings.window)
   updates = count_rounds(settings) * settings.workers
   adam = lambda rate: workers_lib.adam(
     optax.linear_schedule(rate, 0.0, updates), eps=1e-5
