@@ -94,7 +94,7 @@ PRESETS = {
     environments=4,
     episodes=4,
     target=30.0,
-    tuning=workers_lib.Tuning(rates=(1e-3, 1e-2), seeds=1),
+    tuning=workers_lib.Tuning(rates=(1e-3,), seeds=1),
     seeds=2,
   ),
   'paper': Settings(updates=12_288, block=96, seeds=10),
@@ -309,9 +309,10 @@ def main(options: harness.Options) -> harness.Report:
     wrong += count_wrong_delays(
       np.asarray(outcome.trained.state.delays), settings.updates
     )
-    trials += [
-      at | trial.point | {'score': trial.score} for trial in outcome.trials
-    ]
+    if step == 'tuned':
+      trials += [
+        at | trial.point | {'score': trial.score} for trial in outcome.trials
+      ]
   results.add(
     wrong_delays=wrong,
     frames=settings.updates * settings.environments * settings.rollout,
