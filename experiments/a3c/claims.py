@@ -36,7 +36,7 @@ RUNS = {
   ),
   'workers_space_invaders': harness.Run(
     'workers_sweep',
-    flags=('--env=SpaceInvaders-MinAtar', '--target=TODO'),
+    flags=('--env=SpaceInvaders-MinAtar', '--target=20'),
     presets=_FULL,
   ),
   'threads': harness.Run('atari', presets=('smoke',)),

@@ -67,7 +67,7 @@ class Settings:
 
   env: str = 'CartPole-v1'
   workers: Annotated[tuple[int, ...], harness.Allowed(1, 10_000)] = (1, 4, 16)
-  updates: int = 3_072
+  updates: int = 2_304
   block: int = 48
   environments: int = 8
   rollout: int = 20
