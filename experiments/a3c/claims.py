@@ -31,7 +31,8 @@ RUNS = {
   'workers': harness.Run('workers_sweep'),
   'workers_breakout': harness.Run(
     'workers_sweep',
-    flags=('--env=Breakout-MinAtar', '--target=4'),
+    # With 0.01, policies of one worker become constant.
+    flags=('--env=Breakout-MinAtar', '--target=4', '--losses.entropy=0.05'),
     presets=_FULL,
   ),
   'workers_space_invaders': harness.Run(

@@ -4,7 +4,7 @@ Paper: Shen, Zhang, Hong and Chen, Towards Understanding Asynchronous Advantage
 Actor-critic: Convergence and Linear Speedup, 2023.
 
     python -m experiments.a3c.workers_sweep --preset=quick
-    python -m experiments.a3c.workers_sweep --env=Breakout-MinAtar
+    python -m experiments.a3c.workers_sweep --env=SpaceInvaders-MinAtar
 
 Expected: on CartPole-v1, 16 workers return 492 of 500 at equal updates, where
 one worker returns 500, and 360 more than it at equal frames. Their speedup is
