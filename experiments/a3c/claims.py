@@ -9,7 +9,7 @@ PAPER = harness.Paper(
   solvers=('a3c_td0', 'delayed'),
   headlines={
     'speedup/iid/workers=64': '64 workers: {} times sooner',
-    'training_area/round_robin': 'CartPole, 16 workers: area {}, as one',
+    'speedup/tuned/workers=16': 'CartPole, 16 workers: {} times sooner',
   },
 )
 
@@ -28,6 +28,18 @@ RUNS = {
     presets=(),
   ),
   'delay_sweep': harness.Run('delay_sweep'),
+  'workers': harness.Run('workers_sweep'),
+  'workers_breakout': harness.Run(
+    'workers_sweep',
+    # With 0.01, policies of one worker become constant.
+    flags=('--env=Breakout-MinAtar', '--target=4', '--losses.entropy=0.05'),
+    presets=_FULL,
+  ),
+  'workers_space_invaders': harness.Run(
+    'workers_sweep',
+    flags=('--env=SpaceInvaders-MinAtar', '--target=20'),
+    presets=_FULL,
+  ),
   'threads': harness.Run('atari', presets=('smoke',)),
   'atari': harness.Run('atari', extra='atari', presets=_FULL),
 }
@@ -36,6 +48,59 @@ _synthetic = functools.partial(harness.Claim, run='synthetic', presets=_FULL)
 _cartpole = functools.partial(harness.Claim, run='cartpole', presets=_FULL)
 _sweep = functools.partial(harness.Claim, run='delay_sweep', presets=_FULL)
 _NO_DELAY = 'final_return/fixed/delay=0'
+_GAMES = {
+  'workers': 'CartPole',
+  'workers_breakout': 'Breakout of MinAtar',
+  'workers_space_invaders': 'Space Invaders of MinAtar',
+}
+
+
+def _compare(run, game):
+  """Claims on 1 and 16 workers in a game."""
+  sweep = functools.partial(harness.Claim, run=run, presets=_FULL)
+  one, many = 'tuned/workers=1', 'tuned/workers=16'
+  return (
+    sweep(
+      f'{game}: one worker returns at least 5 times as much as random actions.',
+      metric=f'return_at_equal_updates/{one}',
+      at_least='random_return',
+      factor=5.0,
+    ),
+    sweep(
+      f'{game}: return at equal updates, n16 - n1, is at least -10 % of n1, by '
+      'paired seeds.',
+      metric=f'return_at_equal_updates/{many}',
+      at_least=f'return_at_equal_updates/{one}',
+      factor=0.9,
+      published='curves',
+    ),
+    sweep(
+      f'{game}: return at equal frames per worker, n16 - n1, is above 0, by '
+      'paired seeds.',
+      metric=f'return_at_equal_frames/{many}',
+      at_least=f'return_at_equal_frames/{one}',
+      published='curves',
+    ),
+    sweep(
+      f'{game}: the speedup of 16 workers is at least 8.',
+      metric=f'speedup/{many}',
+      at_least=8.0,
+      published='a curve, near linear',
+    ),
+    sweep(
+      f'{game}, control: with the step of one worker, the mean return of 16 '
+      'workers over the run is at most 0.8 of that of one, because delays act.',
+      metric='mean_return/fixed/workers=16',
+      at_most=f'mean_return/{one}',
+      factor=0.8,
+    ),
+    sweep(
+      f'{game}: by version numbers, delays are those of round robin.',
+      metric='wrong_delays',
+      at_most=0.0,
+    ),
+  )
+
 
 CLAIMS = (
   *(
@@ -89,15 +154,7 @@ CLAIMS = (
     metric='worst_training_return/round_robin',
     at_least=450,
   ),
-  _cartpole(
-    'CartPole: over the whole training, 16 workers with a delay of 15 updates '
-    'return at most 25 of 500 less than one worker at equal updates, by the '
-    'paired difference.',
-    metric='training_area/round_robin',
-    at_least='training_area/one_worker',
-    lead=-25,
-    published='curves',
-  ),
+  *(claim for run, game in _GAMES.items() for claim in _compare(run, game)),
   harness.Claim(
     'Round robin: after the first round, each gradient of N workers has a '
     'delay of N - 1 updates.',

@@ -32,19 +32,6 @@ from experiments.a3c import workers as workers_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
-  """Grid of step sizes.
-
-  Attributes:
-    rates: constant step sizes of the actor's Adam.
-    seeds: number of seeds of the tuning, which are not reported.
-  """
-
-  rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-  seeds: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of a run.
 
@@ -80,7 +67,9 @@ class Settings:
     default_factory=lambda: workers_lib.Losses(reward_scale=0.1, normalise=True)
   )
   window: int = 100
-  tuning: Tuning = Tuning()
+  tuning: workers_lib.Tuning = dataclasses.field(
+    default_factory=workers_lib.Tuning
+  )
   seeds: int = 5
 
 
@@ -92,7 +81,7 @@ PRESETS = {
     block=10,
     environments=4,
     window=20,
-    tuning=Tuning(rates=(1e-3,), seeds=1),
+    tuning=workers_lib.Tuning(rates=(1e-3,), seeds=1),
     seeds=2,
   ),
   'paper': Settings(updates=20_000, block=200, seeds=10),
@@ -157,13 +146,12 @@ def make_solver(settings: Settings, key: jax.Array, delay: Any, rate: Any):
     delay: updates of delay, at most the largest of the settings; an array.
     rate: step size of the actor.
   """
-  agent, make_oracle = gymnax.make_agent(settings)
+  agent, make_oracle = gymnax.make_agent(settings, settings.window)
   late = bj.evaluation.delayed(
     make_oracle(key), delay + 1, bound=max(settings.delays)
   )
-  adam = lambda step: workers_lib.adam(step, eps=1e-5)
   return agent, bj.descend(
-    late, actor=adam(rate), critic=adam(settings.critic_factor * rate)
+    late, **workers_lib.adams(rate, settings.critic_factor)
   )
 
 
@@ -172,7 +160,7 @@ def run(
 ) -> Curves:
   """Trains all cells and seeds as one program."""
   settings = options.settings
-  agent, _ = gymnax.make_agent(settings)
+  agent, _ = gymnax.make_agent(settings, settings.window)
   each = lambda values: jnp.repeat(jnp.asarray(values), len(seeds))
   hyper = {
     'delay': each([cell.delay for cell in cells]),

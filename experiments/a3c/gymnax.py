@@ -7,17 +7,16 @@ Actor-critic: Convergence and Linear Speedup, 2023.
     python -m experiments.a3c.gymnax evaluate --env=CartPole-v1 --preset=quick
     python -m experiments.a3c.gymnax render --env=CartPole-v1 --preset=quick
 
-Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed;
-one worker learns sooner on average. -84 on Acrobot-v1.
-Time: 2 minutes on a core, compilation included; MinAtar 0.1 ms/frame.
+Expected: a training return of 490 to 500 of 500 on CartPole-v1 for each seed,
+-84 on Acrobot-v1.
+Time: 1 minute on a core, compilation included; MinAtar 0.1 ms/frame.
 
 Sixteen workers in round robin, with their own environments and a delay of 15
 updates: see `workers`. `training_return` is the mean return of the last
 training episodes, with sampled actions and changing parameters. `evaluate`
-plays whole episodes with the fixed parameters of the newest checkpoint. The
-control is one worker without delay, with the same numbers of updates and
-frames. Training ends with a GIF of the best seed's policy; `render` draws
-another one.
+plays whole episodes with the fixed parameters of the newest checkpoint.
+Training ends with a GIF of the best seed's policy; `render` draws another one.
+`workers_sweep` compares numbers of workers.
 """
 
 import dataclasses
@@ -105,12 +104,13 @@ def check(settings: Settings) -> None:
   environments.make(settings.env)
 
 
-def make_agent(settings: Any):
+def make_agent(settings: Any, window: int):
   """Makes the agent, and a function from a key to the oracle of a worker.
 
   Args:
     settings: `Settings`, or others with the same names of the environment,
       rollouts and losses.
+    window: number of last training episodes in the oracle's outputs.
   """
   known, losses = environments.make(settings.env), settings.losses
   agent = networks.agent(known.shape, known.environment.actions)
@@ -119,7 +119,7 @@ def make_agent(settings: Any):
     agent.value,
     known.environment,
     collection=bj.rl.Collection(
-      settings.environments, settings.rollout, settings.window
+      settings.environments, settings.rollout, window
     ),
     advantages=bj.rl.Advantages(
       losses.discount, losses.decay, losses.reward_scale, losses.normalise
@@ -131,7 +131,7 @@ def make_agent(settings: Any):
 
 def make_solver(settings: Settings, key: jax.Array):
   """Makes the agent, and round-robin workers with Adam."""
-  agent, make_oracle = make_agent(settings)
+  agent, make_oracle = make_agent(settings, settings.window)
   updates = count_rounds(settings) * settings.workers
   adam = lambda rate: workers_lib.adam(
     optax.linear_schedule(rate, 0.0, updates), eps=1e-5
@@ -164,31 +164,10 @@ def random_return(settings: Any, key: jax.Array) -> float:
   return float(bj.rl.mean_return(collector.episodes(state)))
 
 
-def one_worker(settings: Settings) -> Settings:
-  """The control: one worker without delay, at equal updates and frames."""
-  frames = count_rounds(settings) * frames_per_round(settings)
-  return dataclasses.replace(settings, workers=1, devices=1, frames=frames)
-
-
-def train(options: harness.Options, *, single: bool = False) -> harness.Trained:
-  """Trains all seeds in one compiled program.
-
-  Args:
-    options: options of the run.
-    single: whether to train the control `one_worker`, with records at the same
-      numbers of updates.
-
-  Returns:
-    The run.
-  """
+def train(options: harness.Options) -> harness.Trained:
+  """Trains all seeds in one compiled program."""
   settings = options.settings
   rounds = count_rounds(settings)
-  chunk = -(-rounds // settings.records)
-  name = settings.env
-  if single:
-    chunk *= settings.workers
-    settings = one_worker(settings)
-    rounds, name = count_rounds(settings), f'{name}-one_worker'
   agent, _ = make_solver(settings, jax.random.key(0))
 
   def measure(context, params, state):
@@ -205,8 +184,8 @@ def train(options: harness.Options, *, single: bool = False) -> harness.Trained:
     harness.Training.from_options(
       options,
       steps=rounds,
-      chunk=chunk,
-      name=name,
+      chunk=-(-rounds // settings.records),
+      name=settings.env,
       settings=harness.run_settings(settings, 'evaluation'),
     ),
     harness.Measure(measure),
@@ -215,34 +194,49 @@ def train(options: harness.Options, *, single: bool = False) -> harness.Trained:
 
 def main(options: harness.Options) -> harness.Report:
   """Trains, then saves the best seed's policy and draws an episode."""
-  settings = options.settings
-  runs = {'round_robin': train(options)}
-  if settings.workers > 1:
-    runs['one_worker'] = train(options, single=True)
-  frames = count_rounds(settings) * frames_per_round(settings)
+  settings, at = options.settings, {'method': 'round_robin'}
+  trained = train(options)
+  returns = trained.history['training_return']
+  each = frames_per_round(settings)
+  frames = count_rounds(settings) * each
   random = random_return(settings, jax.random.key(17))
+  delays = np.asarray(trained.state.delays).sum(axis=0)
+  shares = delays / delays.sum()
+  rate = frames * returns.shape[1] / max(trained.seconds, 1e-9)
   results = harness.Results()
   results.add(frames=frames, random_return=random)
-  for method, trained in runs.items():
-    _add(results, settings, method, trained)
-    cells = {'environment': settings.env, 'frames': frames, 'random': random}
-    results.note({'method': method}, cells)
+  results.note(
+    at,
+    {
+      'environment': settings.env,
+      'workers': settings.workers,
+      'frames': frames,
+      'random': random,
+    },
+  )
+  results.add(
+    at,
+    training_return=returns[-1],
+    # Mean over the whole run.
+    training_area=returns.mean(axis=0),
+    worst_training_return=harness.reduced(returns[-1], 'min'),
+    mean_delay=shares @ np.arange(len(shares)),
+    # All gradients after the first round.
+    full_delay_share=shares[-1],
+    frames_per_second=round(rate),
+  )
+  for delay, share in enumerate(shares):
+    results.add(at | {'delay': delay}, delay_share=share)
   policies.save_best(
     pathlib.Path(options.workdir) / 'policy.npz',
     settings.env,
-    runs['round_robin'].params.actor,
-    runs['round_robin'].history['training_return'][-1],
+    trained.params.actor,
+    returns[-1],
   )
   render(options)
-  each = {'round_robin': frames_per_round(settings)}
-  each['one_worker'] = each['round_robin'] // settings.workers
-  returns = {m: r.history['training_return'] for m, r in runs.items()}
   label = f'training return, last {settings.window} episodes'
   figure = harness.draw_curves(
-    {
-      m.replace('_', ' '): (r.steps * each[m], returns[m])
-      for m, r in runs.items()
-    },
+    {'round robin': (trained.steps * each, returns)},
     xlabel='frames',
     ylabel=label,
     title=f'{settings.env}, {settings.workers} workers in round robin',
@@ -258,34 +252,9 @@ def main(options: harness.Options) -> harness.Report:
       harness.Column('mean_delay', 'mean delay'),
       harness.Column('frames_per_second', 'frames/s, all seeds'),
     ),
-    curves=returns,
+    curves={'round_robin': returns},
     plots={'training_return.png': figure},
   )
-
-
-def _add(results, settings, method, trained):
-  """Adds the metrics of a method."""
-  returns = trained.history['training_return']
-  delays = np.asarray(trained.state.delays).sum(axis=0)
-  shares = delays / delays.sum()
-  frames = (
-    count_rounds(settings) * frames_per_round(settings) * returns.shape[1]
-  )
-  at = {'method': method}
-  results.note(at, {'workers': len(shares)})
-  results.add(
-    at,
-    training_return=returns[-1],
-    # Mean over the whole run.
-    training_area=returns.mean(axis=0),
-    worst_training_return=harness.reduced(returns[-1], 'min'),
-    mean_delay=shares @ np.arange(len(shares)),
-    # All gradients after the first round.
-    full_delay_share=shares[-1],
-    frames_per_second=round(frames / max(trained.seconds, 1e-9)),
-  )
-  for delay, share in enumerate(shares):
-    results.add(at | {'delay': delay}, delay_share=share)
 
 
 def evaluate(options: harness.Options) -> harness.Report:

@@ -41,6 +41,19 @@ class Losses:
   normalise: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """Grid of step sizes.
+
+  Attributes:
+    rates: constant step sizes of the actor's Adam.
+    seeds: number of seeds of the tuning, which are not reported.
+  """
+
+  rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+  seeds: int = 3
+
+
 class RoundRobinState(NamedTuple):
   """State of `round_robin`.
 
@@ -68,6 +81,19 @@ class RoundRobinState(NamedTuple):
 def adam(rate: Any, eps: float = 1e-8) -> optax.GradientTransformation:
   """Adam on clipped gradients."""
   return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate, eps=eps))
+
+
+def adams(rate: Any, critic_factor: float) -> dict[str, Any]:
+  """Makes the optimisers of actor and critic with constant step sizes.
+
+  Args:
+    rate: step size of the actor.
+    critic_factor: step size of the critic over that of the actor.
+  """
+  return {
+    'actor': adam(rate, eps=1e-5),
+    'critic': adam(critic_factor * rate, eps=1e-5),
+  }
 
 
 def mover(**sequences: Any) -> optax.GradientTransformationExtraArgs:

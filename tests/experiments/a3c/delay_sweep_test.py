@@ -11,7 +11,7 @@ import pytest
 
 import bilevel_jax as bj
 from experiments import harness
-from experiments.a3c import delay_sweep, gymnax
+from experiments.a3c import delay_sweep, gymnax, workers
 
 KEY, RATE, UPDATES = jax.random.key(3), 0.01, 6
 SETTINGS = delay_sweep.Settings(
@@ -21,7 +21,7 @@ SETTINGS = delay_sweep.Settings(
   environments=2,
   rollout=4,
   window=10,
-  tuning=delay_sweep.Tuning(rates=(0.01, 0.1), seeds=2),
+  tuning=workers.Tuning(rates=(0.01, 0.1), seeds=2),
   seeds=3,
 )
 
@@ -62,7 +62,7 @@ def loop(agent, oracle, params, delay):
 
 def test_agrees_with_a_list_of_parameters():
   """One mapped program of all delays, each against its own loop."""
-  agent, make_oracle = gymnax.make_agent(SETTINGS)
+  agent, make_oracle = gymnax.make_agent(SETTINGS, SETTINGS.window)
   params, delays = agent.init(KEY), jnp.array(SETTINGS.delays)
 
   def one(delay):
@@ -83,7 +83,7 @@ def test_agrees_with_a_list_of_parameters():
 
 
 def test_without_delay_updates_are_equal_to_the_bit():
-  agent, make_oracle = gymnax.make_agent(SETTINGS)
+  agent, make_oracle = gymnax.make_agent(SETTINGS, SETTINGS.window)
   params = agent.init(KEY)
   _, solver = delay_sweep.make_solver(SETTINGS, KEY, jnp.int32(0), RATE)
   adam = lambda rate: optax.chain(
