@@ -224,8 +224,11 @@ def all_rows(table: Table) -> Rows:
 
 
 def numbered_loss(
-  function: Callable[[Any, Rows, int], jax.Array], table: Table
-) -> Callable[[Any, Any], jax.Array]:
+  function: Callable[[Any, Rows, int], Any],
+  table: Table,
+  *,
+  has_aux: bool = False,
+) -> Callable[[Any, Any], Any]:
   """Converts a loss of rows to a loss of a batch number.
 
   Each bucket is a branch of one program. The gradient is taken within the
@@ -235,10 +238,12 @@ def numbered_loss(
   Args:
     function: `(params, rows, max_answer)` -> scalar.
     table: the rows.
+    has_aux: whether the function returns (scalar, auxiliary), of the same
+      shapes in all buckets. The auxiliary output has no derivative.
 
   Returns:
     `loss(params, batch)`, where `batch` is a number, or a table of one bucket
-    for all its rows.
+    for all its rows. It returns what the function returns.
   """
 
   def branch(bucket):
@@ -255,11 +260,12 @@ def numbered_loss(
     return jax.lax.switch(bucket, branches, params, number)
 
   def forward(params, bucket, number):
-    gradients = [jax.value_and_grad(run) for run in branches]
+    gradients = [jax.value_and_grad(run, has_aux=has_aux) for run in branches]
     return jax.lax.switch(bucket, gradients, params, number)
 
   def backward(gradient, cotangent):
-    scaled = lambda leaf: (cotangent * leaf).astype(leaf.dtype)
+    slope = cotangent[0] if has_aux else cotangent
+    scaled = lambda leaf: (slope * leaf).astype(leaf.dtype)
     return jax.tree.map(scaled, gradient), None, None
 
   switched.defvjp(forward, backward)

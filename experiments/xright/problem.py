@@ -100,21 +100,28 @@ class Problem(NamedTuple):
     train_tables: dict[str, tables.Table],
     frozen: Any,
     key: jax.Array,
-  ) -> dict[str, Callable[[Any, Any], jax.Array]]:
+    *,
+    measure: Callable[..., Any] | None = None,
+  ) -> dict[str, Callable[[Any, Any], Any]]:
     """Makes losses of (params, batch number); the key orders the rows.
 
     Args:
       train_tables: rows to train on, by objective.
       frozen: weights that are not trained.
       key: PRNG key of the seed.
+      measure: as in `objectives.make`: then the losses return
+        (loss, metrics).
     """
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
       name: tables.numbered_loss(
-        objectives.make(name, self.tuning, frozen, self.shape),
+        objectives.make(
+          name, self.tuning, frozen, self.shape, measure=measure
+        ),
         dataclasses.replace(
           train_tables[name], seed=jax.random.bits(jax.random.fold_in(key, i))
         ),
+        has_aux=measure is not None,
       )
       for i, name in enumerate(self.names)
     }

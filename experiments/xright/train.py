@@ -296,6 +296,7 @@ def main(options: harness.Options) -> harness.Report:
       layout=layout,
       select=settings.files.keep == 'best',
       on_record=log and (lambda *record: log(rename(*record))),
+      step_metrics=True,
     )
   path = pathlib.Path(options.workdir) / settings.method / 'trl_metrics.jsonl'
   trackers.write(path, trained.steps, trained.history, rename)
