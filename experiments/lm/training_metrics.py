@@ -1,24 +1,21 @@
 """Metrics of training batches, from what the loss has computed already.
 
-| name | of | meaning |
-|---|---|---|
-| `mean_token_accuracy/NAME` | an objective | fraction of its answers' tokens, of \
-chosen answers, that were the likeliest ones |
-| `logps/chosen`, `logps/rejected` | comparisons | mean log-probability of an \
-answer, summed over its tokens |
-| `rewards/chosen`, `rewards/rejected` | comparisons | mean of beta times the \
-log-ratio of an answer to the reference |
-| `rewards/margins` | comparisons | their difference |
-| `rewards/accuracies` | pairs | fraction with a larger reward of the chosen \
-answer |
-| `grad_norm` | a step | norm of the gradient before clipping |
+| name | meaning |
+|---|---|
+| `grad_norm` | norm of the gradient before clipping |
+| `mean_token_accuracy/NAME` | fraction of answers' tokens that are likeliest |
+| `logps/chosen`, `logps/rejected` | log-probability of an answer |
+| `rewards/chosen`, `rewards/rejected` | beta times its log-ratio |
+| `rewards/margins` | difference of both rewards |
+| `rewards/accuracies` | fraction of pairs with a larger chosen reward |
 
-The definitions are those of TRL. With labels, wanted answers are the chosen
-ones. Rewards are the same for all losses: with `ipo` and `orpo`, too, they are
-sums over tokens relative to the reference.
+The definitions are those of TRL. All are means over a batch; log-probabilities
+are sums over the tokens of an answer, log-ratios are relative to the reference,
+also for `ipo` and `orpo`. Of comparisons, the tokens are those of chosen
+answers. With labels, wanted answers are the chosen ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,10 +116,42 @@ def sum_metrics(
   return sums
 
 
+def as_metrics(
+  sums: Mapping[str, Sums], flags: Mapping[str, Any]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Divides sums by their numbers of terms.
+
+  Args:
+    sums: results of `sum_metrics` by objective.
+    flags: by objective, whether the last update evaluated it.
+
+  Returns:
+    By metric, its value, and whether the last update evaluated it. Metrics
+    without terms or with a sum that is not finite are 0 and not evaluated: they
+    never stop a run.
+  """
+  metrics = {}
+  for name, own in sums.items():
+    for metric, (total, terms) in own.items():
+      if metric == _ACCURACY:
+        metric = f'{metric}/{name}'
+      value = total / jnp.where(terms > 0, terms, 1)
+      metrics[metric] = value, flags[name] & (terms > 0)
+  pair = [metrics.get(f'rewards/{n}') for n in objectives.PAIR]
+  if None not in pair:
+    (chosen, is_first), (rejected, is_second) = pair
+    metrics['rewards/margins'] = chosen - rejected, is_first & is_second
+  return {name: _as_finite(*one) for name, one in metrics.items()}
+
+
+def _as_finite(value, flag):
+  fine = jnp.isfinite(value)
+  return jnp.where(fine, value, 0), flag & fine
+
+
 def with_metrics(
   oracle: optax.GradientTransformationExtraArgs,
   optimiser: optax.GradientTransformation,
-  names: Sequence[str],
 ) -> optax.GradientTransformationExtraArgs:
   """Chains an oracle and an optimiser, and adds metrics of each update.
 
@@ -130,7 +159,6 @@ def with_metrics(
     oracle: an oracle whose losses have the outputs `sum_metrics`; without these
       outputs, `grad_norm` is the only metric.
     optimiser: an optimiser.
-    names: names of the objectives.
 
   Returns:
     A solver with the same updates, whose metrics are in `bj.values`.
@@ -138,24 +166,11 @@ def with_metrics(
 
   def measure(gradient, state):
     flags = bj.diagnostics.evaluated(state)
-    sums = bj.outputs(state)
-    values, evaluated = {'grad_norm': optax.global_norm(gradient)}, {}
-    for name in names:
-      for metric, (total, terms) in sums.get(name, {}).items():
-        own = f'{metric}/{name}' if metric == _ACCURACY else metric
-        values[own] = total / jnp.where(terms > 0, terms, 1)
-        evaluated[own] = flags[name] & (terms > 0)
-    chosen, rejected = (f'rewards/{n}' for n in objectives.PAIR)
-    if chosen in values:
-      values['rewards/margins'] = values[chosen] - values[rejected]
-      both = evaluated[chosen] & evaluated[rejected]
-      evaluated['rewards/margins'] = both
-    for metric, value in values.items():
-      # Metrics never stop a run: those that are not finite are left out.
-      fine = jnp.isfinite(value)
-      values[metric] = jnp.where(fine, value, 0)
-      evaluated[metric] = evaluated.get(metric, True) & fine
-    return values, flags | evaluated
+    metrics = as_metrics(bj.outputs(state), flags)
+    norm = optax.tree.norm(gradient)
+    metrics['grad_norm'] = _as_finite(norm, jnp.ones([], bool))
+    values = {name: value for name, (value, _) in metrics.items()}
+    return values, flags | {name: flag for name, (_, flag) in metrics.items()}
 
   def init_fn(params):
     state = oracle.init(params)
@@ -168,5 +183,3 @@ def with_metrics(
     return updates, State(inner, outer, *measure(gradient, inner))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-

@@ -115,9 +115,7 @@ class Problem(NamedTuple):
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
       name: tables.numbered_loss(
-        objectives.make(
-          name, self.tuning, frozen, self.shape, measure=measure
-        ),
+        objectives.make(name, self.tuning, frozen, self.shape, measure=measure),
         dataclasses.replace(
           train_tables[name], seed=jax.random.bits(jax.random.fold_in(key, i))
         ),

@@ -301,9 +301,7 @@ def train(
       outputs=training_metrics.outputs(losses) if step_metrics else None,
     )
     if step_metrics:
-      return training_metrics.with_metrics(
-        oracle, optimiser(context.hyper), problem.names
-      )
+      return training_metrics.with_metrics(oracle, optimiser(context.hyper))
     return optax.chain(oracle, optimiser(context.hyper))
 
   def evaluate(context, params, state):
