@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.lm import batches, token_files
+from experiments.lm import batches, permutations, token_files
 
 Rows = dict[str, Any]
 
@@ -61,7 +61,10 @@ class Table:
     number = jnp.asarray(number, jnp.int32)
     epoch, slot = jnp.divmod(number, sum(counts))
     key = jax.random.fold_in(jax.random.key(self.seed), epoch)
-    slot = jax.random.permutation(key, sum(counts))[slot]
+    if sum(counts) <= permutations.MOST_SORTED:
+      slot = jax.random.permutation(key, sum(counts))[slot]
+    else:
+      slot = permutations.compute_entries(key, sum(counts), slot)
     # Each bucket has as many slots as batches.
     edges = np.cumsum(counts, dtype=np.int32)
     bucket = jnp.searchsorted(edges, slot, side='right').astype(jnp.int32)
@@ -75,10 +78,13 @@ class Table:
     epoch, within = jnp.divmod(jnp.asarray(number, jnp.int32), count)
     key = jax.random.fold_in(jax.random.key(self.seed), epoch)
     key = jax.random.fold_in(key, bucket + 1)
-    order = jax.random.permutation(key, _count(part))
-    at = jax.lax.dynamic_slice_in_dim(
-      order, within * self.batch_size, self.batch_size
-    )
+    start, size = within * self.batch_size, self.batch_size
+    if _count(part) <= permutations.MOST_SORTED:
+      order = jax.random.permutation(key, _count(part))
+      at = jax.lax.dynamic_slice_in_dim(order, start, size)
+    else:
+      positions = start + jnp.arange(size, dtype=jnp.int32)
+      at = permutations.compute_entries(key, _count(part), positions)
     rows = {name: jnp.asarray(leaf)[at] for name, leaf in part.items()}
     if self.source is not None:
       rows |= self.source.take(rows.pop('number'), self.lengths[bucket])

@@ -489,6 +489,18 @@ def test_metrics_are_written_under_the_names_of_trl(tmp_path):
   assert renamed[-1]['train/loss'] == pytest.approx(
     0.75 * last['loss/sft'][0] + 0.25 * last['loss/dpo'][0]
   )
+  assert renamed[-1]['train/grad_norm'] == last['loss/grad_norm'][0] > 0
+  assert (
+    renamed[-1]['train/mean_token_accuracy']
+    == (last['loss/mean_token_accuracy/sft'][0])
+  )
+  # Batches since the first record, at larger rewards than these of the start.
+  rewards = [renamed[-1][f'train/rewards/{n}'] for n in ('chosen', 'rejected')]
+  margin = rewards[0] - rewards[1]
+  assert renamed[-1]['train/rewards/margins'] == pytest.approx(margin, abs=1e-6)
+  assert renamed[-1]['train/logps/chosen'] < 0
+  # Before the first update, nothing was trained on.
+  assert not any('train/rewards' in name for name in renamed[0])
   # The loss of comparisons is about log 2 - margin / 2 for small margins.
   assert renamed[0]['eval/rewards/margins'] == 0
   assert renamed[-1]['eval/rewards/margins'] == pytest.approx(
