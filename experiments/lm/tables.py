@@ -29,8 +29,8 @@ class Table:
     seed: seed of the order, uint32 scalar.
     batch_size: examples per batch.
     max_answers: tokens of the longest answer of each bucket.
-    source: file of the tokens, or None. Then parts have the `number` of each
-      example in the file instead of tokens.
+    source: file of the tokens, packed or not, or None. With a file, parts have
+      the `number` of each example there instead of tokens.
     lengths: tokens of a row of each bucket, for `source`.
     digest: digest of the file, which identifies the data of a run.
   """
@@ -39,8 +39,8 @@ class Table:
   seed: Any
   batch_size: int = dataclasses.field(metadata={'static': True})
   max_answers: tuple[int, ...] = dataclasses.field(metadata={'static': True})
-  source: token_files.TokenFile | None = dataclasses.field(
-    default=None, metadata={'static': True}
+  source: token_files.TokenFile | token_files.PackedFile | None = (
+    dataclasses.field(default=None, metadata={'static': True})
   )
   lengths: tuple[int, ...] = dataclasses.field(
     default=(), metadata={'static': True}
@@ -205,15 +205,28 @@ def packed(
     SettingsError: if there are fewer rows than `batch_size`.
     UserError: as `batches.packed`.
   """
-  part = batches.packed(encoded, length)
-  count = len(part['tokens'])
+  rows = batches.assign_rows(encoded, length)
+  count = len(rows)
   if count < batch_size:
     raise harness.SettingsError(
       f'{len(encoded.items)} demonstrations are packed into {count} rows of '
       f'{length} tokens, fewer than a batch of {batch_size}: give shorter rows '
       'or smaller batches, or do not pack.'
     )
-  part['index'] = np.arange(count, dtype=np.int32)
+  index = np.arange(count, dtype=np.int32)
+  if isinstance(encoded.items, token_files.TokenFile):
+    source = token_files.pack(encoded.items, rows)
+    return Table(
+      ({'number': index, 'index': index},),
+      np.uint32(seed),
+      batch_size,
+      (int(source.count_answers().max()),),
+      source,
+      (length,),
+      source.digest,
+    )
+  part = batches.pack(encoded.items, rows, length)
+  part['index'] = index
   max_answer = int(part['mask'].sum(axis=1).max())
   return Table((part,), np.uint32(seed), batch_size, (max_answer,))
 

@@ -197,7 +197,7 @@ def checked(**given):
     ),
     ({'teacher': 'DIR'}, '--demonstrations=distillation, got sft'),
     ({'demonstrations': 'uft', 'pack': True}, 'mean over tokens.*; got uft'),
-    ({'stream': True, 'pack': True}, 'in memory for --pack=True: leave out'),
+    ({'stream': True, 'layers': 3}, 'in memory for --layers=3: leave out'),
     (
       {'stream': True, 'layers': 3, 'mesh': 'tp=1'},
       'in memory for --mesh=tp=1 and --layers=3: ',
@@ -215,6 +215,7 @@ def test_settings_that_fit_together():
     {'pref_data': 'a', 'method': 'comparisons'},
     {'weights': ('q_proj', 'down_proj', 'o', 'q')},
     {'demonstrations': 'distillation', 'pack': True},
+    {'stream': True, 'pack': True},
   ):
     checked(**given)
   names = lora.weight_names(('q_proj', 'down_proj', 'o', 'q'))
@@ -447,7 +448,10 @@ def test_the_preset_smoke_takes_a_users_dialogues(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rows_on_disk_are_trained_like_rows_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize('pack', [False, True])
+def test_rows_on_disk_are_trained_like_rows_in_memory(
+  tmp_path, monkeypatch, pack
+):
   """Also after a resumption, with every kind of objective."""
   # References of several chunks.
   monkeypatch.setattr(train.objectives, '_CHUNK', 8)
@@ -456,7 +460,13 @@ def test_rows_on_disk_are_trained_like_rows_in_memory(tmp_path, monkeypatch):
     'pref_data': made_up_rows(tmp_path / 'b.jsonl', pairs=True),
   }
   values = dict(
-    method='maxright', skip=True, held_out=4, refresh=2, micro_batches=2
+    method='maxright',
+    skip=True,
+    held_out=4,
+    refresh=2,
+    micro_batches=2,
+    pack=pack,
+    buckets=(32, 48),
   )
   memory = run_made_up(tmp_path / 'memory', **files, **values)
   values |= {'stream': True}
