@@ -23,7 +23,7 @@ SUPPORTED = (
   'objects), also with .gz'
 )
 _JOIN = (
-  ': `cat A.jsonl B.jsonl > ALL.jsonl`, where each file ends with a line break, '
+  ': `cat A.jsonl B.jsonl > ALL.jsonl`, if each ends with a line break, '
   'or `cat A.jsonl.gz B.jsonl.gz > ALL.jsonl.gz`'
 )
 # The byte order mark; concatenated files have it inside.
