@@ -29,7 +29,7 @@ _JOIN = (
 # The byte order mark; concatenated files have it inside.
 _MARK = b'\xef\xbb\xbf'
 # Numbers of rows per reason and of reasons that `describe` lists.
-NAMED, REASONS = 3, 8
+NAMED, REASONS = 3, 16
 
 
 class Row(NamedTuple):
@@ -264,7 +264,8 @@ def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def _parse(number: int, place: str, raw: bytes) -> Row:
-  raw = raw.removeprefix(_MARK)
+  # Half a text would end in a line break, which has an error of its own.
+  raw = raw.removeprefix(_MARK).rstrip(b'\r\n')
   try:
     value = json_values.parse_json(raw.decode('utf-8'))
     return _row(number, place, value)

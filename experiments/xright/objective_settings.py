@@ -119,9 +119,11 @@ def check(method: str, files: Files, losses: Losses) -> None:
   paths = {n: getattr(files, n) for n in ('sft_data', 'pref_data')}
   missing = [f'--{n}' for n in required_files(method) if not paths[n]]
   if missing and any(paths.values()):
+    alone = 'comparisons' if paths['pref_data'] else 'demonstrations'
     raise harness.SettingsError(
-      f'the method {method} needs {" and ".join(missing)} too, or no '
-      'files in the preset smoke, which makes up rows.'
+      f'the method {method} needs {" and ".join(missing)} too; '
+      f'--method={alone} trains on your file alone. The preset smoke needs no '
+      'files, as it makes up rows.'
     )
   distilled = losses.demonstrations == 'distillation'
   if losses.teacher and not distilled:

@@ -243,12 +243,20 @@ def _split(
   reserved = sizes.refresh + (0 if sizes.overlap else sizes.held_out)
   needed = max(reserved + sizes.batch_size, sizes.held_out)
   if count < needed:
+    remedy = 'Give more rows'
+    if encoded.too_long:
+      remedy += ', longer --buckets'
+    # A third of the rows that a batch leaves, for each of both.
+    third = (count - sizes.batch_size) // 3
+    held_out, refresh = min(third, sizes.held_out), min(third, sizes.refresh)
+    refresh -= refresh % sizes.micro_batches
+    if min(held_out, refresh) > 0:
+      remedy += f', or --held_out={held_out} --refresh={refresh}'
     raise harness.SettingsError(
       f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
       f'({encoded.too_long} are longer), but {needed} are needed: '
-      f'held_out={sizes.held_out}, refresh={sizes.refresh} and '
-      f'batch_size={sizes.batch_size}. Give more rows, longer --buckets, or a '
-      'smaller --held_out.'
+      f'held_out={sizes.held_out} for the report, refresh={sizes.refresh} for '
+      f'maxright, and a batch of batch_size={sizes.batch_size}. {remedy}.'
     )
   order = np.random.default_rng(0).permutation(count)
   held_out, refresh, train = np.split(

@@ -180,7 +180,10 @@ def checked(**given):
     ({'method': 'reversed', 'steps': 1}, 'per stage, got steps=1'),
     ({'optima': 'nan,1'}, "two finite numbers, .* got 'nan,1'"),
     ({'optima': '1'}, "two finite numbers, .* got '1'"),
-    ({'sft_data': 'a.jsonl'}, 'alright needs --pref_data too'),
+    (
+      {'sft_data': 'a.jsonl'},
+      'alright needs --pref_data too; --method=demonstrations trains on your',
+    ),
     (
       {'sft_data': 'a.jsonl', 'method': 'comparisons'},
       'comparisons needs --pref_data too',
@@ -387,7 +390,7 @@ def test_errors_of_files_name_the_flag_that_helps(tmp_path):
     ({'buckets': (4, 8)}, r'a.jsonl: no example of 20 .*--buckets, .* longer'),
     (
       {'buckets': (64,), 'held_out': 12},
-      r'a.jsonl: 20 rows fit .* longer --buckets, or a smaller --held_out',
+      r'a.jsonl: 20 rows fit .*more rows, or --held_out=5 --refresh=5\.',
     ),
   ):
     given = change(settings, **more)
