@@ -166,9 +166,9 @@ def prepare(
 ) -> tuple[problem_lib.Problem, harness.Layout | None]:
   """Reads the rows and then the model, and encodes the rows."""
   settings = options.settings
-  kept = f'{options.workdir}/kept'
+  storage = f'{options.workdir}/kept'
   examples, sources = objective_settings.read(
-    settings.files, settings.losses, kept
+    settings.files, settings.losses, storage
   )
   if is_made_up(options):
     model, tokenizer, made_up = problem_lib.made_up(dtype=settings.stored_dtype)
@@ -198,7 +198,7 @@ def prepare(
     settings.tuning(model.config, on_mesh),
     examples,
     settings.rows,
-    folder=kept,
+    folder=storage,
     sources=sources,
     skip=settings.files.skip,
   )._replace(shape=shape)
