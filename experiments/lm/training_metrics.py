@@ -29,6 +29,7 @@ from experiments.lm import log_probs, objectives, tables
 # that means over micro-batches have the ratio of the batch.
 Sums = dict[str, jax.Array]
 _ACCURACY = 'mean_token_accuracy'
+_KINDS = ('logps', 'rewards')
 
 
 class State(NamedTuple):
@@ -60,9 +61,6 @@ def _make_zeros(name: str) -> Sums:
   if name in objectives.COMPARISONS:
     names.append('rewards/accuracies')
   return {n: jnp.zeros(2, jnp.float32) for n in names}
-
-
-_KINDS = ('logps', 'rewards')
 
 
 def sum_metrics(
