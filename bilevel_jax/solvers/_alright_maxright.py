@@ -1,6 +1,6 @@
 """ALRIGHT and MAXRIGHT: several losses, one of them in each update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -8,8 +8,11 @@ import chex
 from bilevel_jax import evaluation, oracles, types
 from bilevel_jax.oracles import base
 
+# By objective, from the parameters to the structure of an auxiliary output.
+Outputs = Mapping[str, Callable[[Any], Any]]
 
-def _selected(method, losses, objectives, rule, batch_at, refresh_at=None):
+
+def _selected(method, losses, objectives, rule, outputs, batch_at, refresh_at):
   """An oracle that evaluates one of the losses, selected by a rule."""
   if callable(losses):
     raise TypeError(
@@ -23,7 +26,16 @@ def _selected(method, losses, objectives, rule, batch_at, refresh_at=None):
       f'{method}: {len(losses)} losses take as many distinct names, got '
       f'{names}.'
     )
-  parts = {n: oracles.gradient(f, name=n) for n, f in zip(names, losses)}
+  if unknown := set(outputs or ()) - set(names):
+    raise ValueError(
+      f'{method}: outputs has the names {sorted(unknown)}, but the objectives '
+      f'are {names}.'
+    )
+  requested = outputs or {}
+  parts = {
+    name: oracles.gradient(loss, name=name, outputs=requested.get(name))
+    for name, loss in zip(names, losses)
+  }
   return evaluation.select(
     parts, rule, batch_at=batch_at, refresh_at=refresh_at
   )
@@ -37,6 +49,7 @@ def alright(
   key: Any,
   even: bool = False,
   batch_at: Any = None,
+  outputs: Outputs | None = None,
 ) -> base.Oracle:
   r"""ALRIGHT: a step on one loss, drawn with the weights as probabilities.
 
@@ -55,13 +68,15 @@ def alright(
     even: as in `bj.evaluation.at_random`.
     batch_at: as in `bj.evaluation.select`; by default the batch is a tuple of
       one batch for each loss, or a dict by name.
+    outputs: by the name of an objective, `outputs` of `bj.gradient` for the
+      auxiliary output of its loss; by default these outputs are dropped.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
 
   Raises:
     TypeError: if the losses are one function.
-    ValueError: if names or weights are invalid.
+    ValueError: if names or weights are invalid, or `outputs` has other names.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -81,7 +96,7 @@ def alright(
     Optimization Perspective <https://arxiv.org/abs/2410.15483>`_, 2024.
   """
   rule = evaluation.at_random(weights, key=key, even=even)
-  return _selected('alright', losses, objectives, rule, batch_at)
+  return _selected('alright', losses, objectives, rule, outputs, batch_at, None)
 
 
 def maxright(
@@ -94,6 +109,7 @@ def maxright(
   share: types.ScalarOrSchedule = 1.0,
   batch_at: Any = None,
   refresh_at: Any = None,
+  outputs: Outputs | None = None,
 ) -> base.Oracle:
   r"""MAXRIGHT: a step on the loss with the largest weighted gap.
 
@@ -118,13 +134,16 @@ def maxright(
       one batch for each loss, or a dict by name.
     refresh_at: the batch for the evaluation of all losses, as in
       `bj.evaluation.select`.
+    outputs: by the name of an objective, `outputs` of `bj.gradient` for the
+      auxiliary output of its loss; by default these outputs are dropped.
 
   Returns:
     A transformation from a batch to one gradient; chain an optimiser to it.
 
   Raises:
     TypeError: if the losses are one function.
-    ValueError: if names, weights or optima are invalid.
+    ValueError: if names, weights or optima are invalid, or `outputs` has other
+      names.
 
   Example:
     >>> import bilevel_jax as bj, jax.numpy as jnp, optax
@@ -146,4 +165,6 @@ def maxright(
   rule = evaluation.largest_gap(
     weights, optima=optima, refresh_every=refresh_every, share=share
   )
-  return _selected('maxright', losses, objectives, rule, batch_at, refresh_at)
+  return _selected(
+    'maxright', losses, objectives, rule, outputs, batch_at, refresh_at
+  )

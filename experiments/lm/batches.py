@@ -9,7 +9,7 @@ or an answer is encoded as plain text, with a warning.
 import array
 import bisect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from experiments.lm import tokenizer as tokenizer_lib
 # Which turns of the assistant are learned, and what happens to long examples.
 Turns = Literal['last', 'all']
 TooLong = Literal['leave_out', 'truncate']
+# Arrays of packed rows.
+PACKED = ('tokens', 'mask', 'segments', 'positions')
 
 
 class Encoded(NamedTuple):
@@ -332,18 +334,15 @@ def stacked(encoded: Encoded, length: int | None = None) -> dict[str, Any]:
   return arrays
 
 
-def packed(encoded: Encoded, length: int) -> dict[str, Any]:
-  """Packs demonstrations into rows by best-fit decreasing.
+def assign_rows(encoded: Encoded, length: int) -> list[list[int]]:
+  """Assigns demonstrations to rows by best-fit decreasing.
 
   Args:
     encoded: demonstrations.
     length: tokens of a row.
 
   Returns:
-    int32 (rows, length) by name: `tokens`; `mask`, zero for the first token of
-    each demonstration, which has no prediction; `segments`, 1 + the index of
-    the demonstration in `encoded.items`, or 0 for padding; and `positions`,
-    which start at 0 in each. For `log_probs.from_tokens`.
+    Indices of the demonstrations of each row in `encoded.items`.
 
   Raises:
     UserError: if the examples are comparisons, or one is longer than a row.
@@ -370,12 +369,37 @@ def packed(encoded: Encoded, length: int) -> dict[str, Any]:
       room, row = rooms.pop(best)
     rows[row].append(int(place))
     bisect.insort(rooms, (room - size, row))
-  names = ('tokens', 'mask', 'segments', 'positions')
-  arrays = {name: np.zeros((len(rows), length), np.int32) for name in names}
+  return rows
+
+
+def packed(encoded: Encoded, length: int) -> dict[str, Any]:
+  """Packs demonstrations into rows, see `assign_rows` and `pack`.
+
+  Raises:
+    UserError: as `assign_rows`.
+  """
+  return pack(encoded.items, assign_rows(encoded, length), length)
+
+
+def pack(items: Any, rows: Sequence[Iterable[int]], length: int) -> Any:
+  """Joins demonstrations to rows.
+
+  Args:
+    items: demonstrations by index, in `Encoded.items` for instance.
+    rows: indices of the demonstrations of each row.
+    length: tokens of a row.
+
+  Returns:
+    int32 (rows, length) by name: `tokens`; `mask`, zero for the first token of
+    each demonstration, which has no prediction; `segments`, 1 + the index of
+    the demonstration, or 0 for padding; and `positions`, which start at 0 in
+    each. For `log_probs.from_tokens`.
+  """
+  arrays = {name: np.zeros((len(rows), length), np.int32) for name in PACKED}
   for row, places in enumerate(rows):
     start = 0
     for place in places:
-      item = encoded.items[place]
+      item = items[place]
       part = (row, slice(start, start + len(item['tokens'])))
       start = part[1].stop
       arrays['tokens'][part] = item['tokens']

@@ -19,6 +19,7 @@ a kill. `--adapters=DIR` adds adapters in the format of peft.
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -225,6 +226,9 @@ def answer(
     **settings.sampling.options(),
   )
   bar = progress.Progress('answers', len(prompts), len(done))
+  if done:
+    print(f'Answers of an earlier run that are used again: {len(done)}.')
+  start, tokens, rate = time.monotonic(), 0, ''
   with files.locked(folder), path.open('a', encoding='utf-8') as file:
     file.write('\n')  # A kill may have left an incomplete line.
     for batch in generation.stream(
@@ -243,8 +247,13 @@ def answer(
           file.write(files.seal({'run': stamp, **one._asdict()}) + '\n')
       with files.writing(folder):
         file.flush()
-      bar.update(len(done))
+      tokens += sum(one.length + one.ended for one in batch)
+      rate = f'{tokens / (time.monotonic() - start):.3g} tokens/s'
+      bar.update(len(done), rate)
   bar.close()
+  if tokens:
+    # With the time for compilation and for reading the prompts.
+    print(f'Tokens of new answers: {tokens}, {rate}.')
   return [done[place] for place in range(len(prompts))]
 
 

@@ -16,10 +16,13 @@ class Answers(NamedTuple):
   Attributes:
     log_probs: (rows, tokens), nats, float32 or wider.
     mask: 1 for a token, 0 for padding, (rows, tokens).
+    is_top: whether a token is the likeliest one, (rows, tokens); None if it was
+      not computed.
   """
 
   log_probs: jax.Array
   mask: jax.Array
+  is_top: jax.Array | None = None
 
   @property
   def total(self) -> jax.Array:
@@ -59,6 +62,30 @@ def from_hidden(
   hidden, answers, mask = _predictors(x, tokens, mask, max_answer)
   logits = decoder.logits(config, params, hidden)
   return Answers(bj.losses.token_log_probs(logits, answers), mask)
+
+
+def with_tops(
+  config: Config,
+  params: decoder.Params,
+  x: jax.Array,
+  tokens: jax.Array,
+  mask: jax.Array,
+  *,
+  max_answer: int | None = None,
+) -> Answers:
+  """Computes log-probabilities as `from_hidden`, and `is_top`.
+
+  A token is the likeliest one if its logit is the largest; several largest ones
+  count.
+  """
+  hidden, answers, mask = _predictors(x, tokens, mask, max_answer)
+  logits = decoder.logits(config, params, hidden)
+  log_likelihoods = bj.losses.token_log_probs(logits, answers)
+  # The largest logit is a part of the sum above, so that this costs little.
+  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  wide = jax.lax.stop_gradient(wide)
+  own = jnp.take_along_axis(wide, answers[..., None], axis=-1)[..., 0]
+  return Answers(log_likelihoods, mask, own >= jnp.max(wide, axis=-1))
 
 
 def _predictors(x, tokens, mask, count):

@@ -102,7 +102,9 @@ def make(
   tuning: tuning_lib.Tuning,
   frozen: decoder.Params,
   shape: Shape,
-) -> Callable[[Any, tables.Rows, int], jax.Array]:
+  *,
+  measure: Callable[..., Any] | None = None,
+) -> Callable[[Any, tables.Rows, int], Any]:
   """Makes the loss of an objective.
 
   Args:
@@ -110,9 +112,12 @@ def make(
     tuning: the trained part of the model.
     frozen: frozen weights.
     shape: hyperparameters of the losses.
+    measure: `(name, answers, rows, shape)` -> metrics, from the answers of the
+      loss; None for no metrics.
 
   Returns:
-    `(trained, rows, max_answer)` -> scalar, for `tables.numbered_loss`.
+    `(trained, rows, max_answer)` -> scalar, or (scalar, metrics), for
+    `tables.numbered_loss`.
 
   Raises:
     SettingsError: if the name is unknown.
@@ -125,9 +130,19 @@ def make(
 
   def run(trained, rows, max_answer):
     row_answers = answers(
-      name, tuning, trained, frozen, rows, shape, max_answer=max_answer
+      name,
+      tuning,
+      trained,
+      frozen,
+      rows,
+      shape,
+      max_answer=max_answer,
+      tops=measure is not None,
     )
-    return loss(name, row_answers, rows, shape)
+    value = loss(name, row_answers, rows, shape)
+    if measure is None:
+      return value
+    return value, measure(name, row_answers, rows, shape)
 
   return run
 
@@ -141,6 +156,7 @@ def answers(
   shape: Shape,
   *,
   max_answer: int | None = None,
+  tops: bool = False,
 ) -> log_probs.Answers:
   """Computes the log-probabilities of an objective, for `loss`.
 
@@ -152,13 +168,19 @@ def answers(
     rows: rows for `tuning.answers`.
     shape: hyperparameters of the losses.
     max_answer: as in `log_probs.from_hidden`.
+    tops: whether to compute `is_top` too, except for `distillation`.
 
   Returns:
     Log-probabilities; for `distillation`, the negative divergence per token.
   """
   if name != 'distillation':
     return tuning.answers(
-      trained, frozen, rows, token_names(name), max_answer=max_answer
+      trained,
+      frozen,
+      rows,
+      token_names(name),
+      max_answer=max_answer,
+      read=log_probs.with_tops if tops else log_probs.from_hidden,
     )
   student = tuning.answers(
     trained, frozen, rows, max_answer=max_answer, read=log_probs.distributions

@@ -5,6 +5,7 @@ object per line; both may be compressed (`.gz`). An invalid row has a reason, so
 that a caller can raise an error or skip it.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -14,16 +15,21 @@ from typing import Any, NamedTuple
 
 from experiments import harness
 from experiments.harness.data import json_values
+from experiments.harness.store import files
 from experiments.lm import checked_files
 
 SUPPORTED = (
   'files of rows are .jsonl (one JSON object per line) or .json (a list of '
   'objects), also with .gz'
 )
+_JOIN = (
+  ': `cat A.jsonl B.jsonl > ALL.jsonl`, if each ends with a line break, '
+  'or `cat A.jsonl.gz B.jsonl.gz > ALL.jsonl.gz`'
+)
 # The byte order mark; concatenated files have it inside.
 _MARK = b'\xef\xbb\xbf'
 # Numbers of rows per reason and of reasons that `describe` lists.
-NAMED, REASONS = 3, 8
+NAMED, REASONS = 3, 16
 
 
 class Row(NamedTuple):
@@ -70,26 +76,53 @@ def iterate(path: str | pathlib.Path) -> Iterator[Row]:
   """Yields the rows of a .jsonl file one at a time, valid or not.
 
   Args:
-    path: the file, not compressed.
+    path: the file, may be compressed.
 
   Yields:
-    The rows in order.
+    The rows in order, with offsets in the unpacked file.
 
   Raises:
-    UserError: as `scan`, or if the file is compressed or a list.
+    UserError: as `scan`, or if the file is a list.
   """
-  path = _require_rows(path)
-  if path.suffix != '.jsonl':
-    raise harness.UserError(
-      f'{path}: rows stay on disk (--stream) only in .jsonl files that are not '
-      'compressed: unpack it by gunzip, or save it with one row per line.'
-    )
+  path = _require_lines(path)
   count = 0
   for row in _line_rows(checked_files.read_packed_lines(path)):
     count += 1
     yield row
   if not count:
     raise harness.UserError(f'{path} has no rows.')
+
+
+def unpack(path: str | pathlib.Path, folder: files.Path) -> pathlib.Path:
+  """Unpacks a .jsonl.gz file, whose rows cannot be read by their offsets.
+
+  Args:
+    path: a file of rows.
+    folder: folder of the unpacked file, which another call takes again.
+
+  Returns:
+    The unpacked file; the path itself if it is not compressed.
+
+  Raises:
+    UserError: as `iterate`.
+    WriteError: if the folder cannot be written.
+  """
+  path = _require_lines(path)
+  if path.suffix != '.gz':
+    return path
+  checked_files.require_regular(path)
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+  folder = files.make_folder(folder)
+  unpacked = folder / f'rows-{digest.hexdigest()}.jsonl'
+  if not unpacked.exists():
+    print(f'{path} is unpacked to {unpacked}.')
+    temporary = unpacked.with_suffix('.tmp')
+    with files.writing(folder), open(temporary, 'wb') as file:
+      for line in checked_files.read_packed_lines(path):
+        file.write(line)
+    os.replace(temporary, unpacked)
+  return unpacked
 
 
 def read_row(path: pathlib.Path, offset: int, number: int) -> Row:
@@ -106,6 +139,17 @@ def read_row(path: pathlib.Path, offset: int, number: int) -> Row:
   return row
 
 
+def _require_lines(path: str | pathlib.Path) -> pathlib.Path:
+  """Raises UserError if a path is no .jsonl file, by its name."""
+  path = _require_rows(path)
+  if not path.name.removesuffix('.gz').endswith('.jsonl'):
+    raise harness.UserError(
+      f'{path}: rows stay on disk (--stream) only in .jsonl and .jsonl.gz '
+      'files: save it with one row per line.'
+    )
+  return path
+
+
 def _require_rows(path: str | pathlib.Path) -> pathlib.Path:
   """Raises UserError if a path is no file of rows, by its name."""
   path = pathlib.Path(path)
@@ -113,7 +157,11 @@ def _require_rows(path: str | pathlib.Path) -> pathlib.Path:
   if os.path.isdir(path):
     raise harness.UserError(
       f'{path} is a folder, expected a file of rows, .jsonl or .json: give one '
-      'of the files in it.'
+      f'of the files in it, or join them{_JOIN}.'
+    )
+  if not os.path.exists(path) and any(mark in str(path) for mark in ',*?'):
+    raise harness.UserError(
+      f'there is no file {path}; several files have to be joined{_JOIN}.'
     )
   if not name.endswith(('.json', '.jsonl')):
     missing = '' if os.path.exists(path) else ' The file does not exist either.'
@@ -216,7 +264,8 @@ def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def _parse(number: int, place: str, raw: bytes) -> Row:
-  raw = raw.removeprefix(_MARK)
+  # Half a text would end in a line break, which has an error of its own.
+  raw = raw.removeprefix(_MARK).rstrip(b'\r\n')
   try:
     value = json_values.parse_json(raw.decode('utf-8'))
     return _row(number, place, value)

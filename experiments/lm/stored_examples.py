@@ -4,6 +4,7 @@ import array
 import pathlib
 from collections.abc import Sequence
 
+from experiments.harness.store import files
 from experiments.lm import data, row_files
 
 
@@ -12,10 +13,12 @@ class StoredExamples(Sequence[data.Example]):
 
   Args:
     path: the file, for `data.read(store=)`, which adds the examples.
+    folder: folder into which a .jsonl.gz file is unpacked.
   """
 
-  def __init__(self, path: str | pathlib.Path):
+  def __init__(self, path: str | pathlib.Path, folder: files.Path = '.'):
     self.path = pathlib.Path(path)
+    self._unpacked = row_files.unpack(path, folder)
     # Of each example: the offset and the number of its row, and its instance.
     self._places = array.array('q')
 
@@ -31,5 +34,5 @@ class StoredExamples(Sequence[data.Example]):
     if not 0 <= i < len(self):
       raise IndexError(i)
     offset, number, instance = self._places[3 * i : 3 * i + 3]
-    row = row_files.read_row(self.path, offset, number)
+    row = row_files.read_row(self._unpacked, offset, number)
     return data.as_examples(row.value or {}, number)[instance]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
-from experiments.lm import batches, token_files
+from experiments.lm import batches, permutations, token_files
 
 Rows = dict[str, Any]
 
@@ -29,8 +29,8 @@ class Table:
     seed: seed of the order, uint32 scalar.
     batch_size: examples per batch.
     max_answers: tokens of the longest answer of each bucket.
-    source: file of the tokens, or None. Then parts have the `number` of each
-      example in the file instead of tokens.
+    source: file of the tokens, packed or not, or None. With a file, parts have
+      the `number` of each example there instead of tokens.
     lengths: tokens of a row of each bucket, for `source`.
     digest: digest of the file, which identifies the data of a run.
   """
@@ -39,8 +39,8 @@ class Table:
   seed: Any
   batch_size: int = dataclasses.field(metadata={'static': True})
   max_answers: tuple[int, ...] = dataclasses.field(metadata={'static': True})
-  source: token_files.TokenFile | None = dataclasses.field(
-    default=None, metadata={'static': True}
+  source: token_files.TokenFile | token_files.PackedFile | None = (
+    dataclasses.field(default=None, metadata={'static': True})
   )
   lengths: tuple[int, ...] = dataclasses.field(
     default=(), metadata={'static': True}
@@ -61,7 +61,10 @@ class Table:
     number = jnp.asarray(number, jnp.int32)
     epoch, slot = jnp.divmod(number, sum(counts))
     key = jax.random.fold_in(jax.random.key(self.seed), epoch)
-    slot = jax.random.permutation(key, sum(counts))[slot]
+    if sum(counts) <= permutations.MOST_SORTED:
+      slot = jax.random.permutation(key, sum(counts))[slot]
+    else:
+      slot = permutations.compute_entries(key, sum(counts), slot)
     # Each bucket has as many slots as batches.
     edges = np.cumsum(counts, dtype=np.int32)
     bucket = jnp.searchsorted(edges, slot, side='right').astype(jnp.int32)
@@ -75,10 +78,13 @@ class Table:
     epoch, within = jnp.divmod(jnp.asarray(number, jnp.int32), count)
     key = jax.random.fold_in(jax.random.key(self.seed), epoch)
     key = jax.random.fold_in(key, bucket + 1)
-    order = jax.random.permutation(key, _count(part))
-    at = jax.lax.dynamic_slice_in_dim(
-      order, within * self.batch_size, self.batch_size
-    )
+    start, size = within * self.batch_size, self.batch_size
+    if _count(part) <= permutations.MOST_SORTED:
+      order = jax.random.permutation(key, _count(part))
+      at = jax.lax.dynamic_slice_in_dim(order, start, size)
+    else:
+      positions = start + jnp.arange(size, dtype=jnp.int32)
+      at = permutations.compute_entries(key, _count(part), positions)
     rows = {name: jnp.asarray(leaf)[at] for name, leaf in part.items()}
     if self.source is not None:
       rows |= self.source.take(rows.pop('number'), self.lengths[bucket])
@@ -199,15 +205,28 @@ def packed(
     SettingsError: if there are fewer rows than `batch_size`.
     UserError: as `batches.packed`.
   """
-  part = batches.packed(encoded, length)
-  count = len(part['tokens'])
+  rows = batches.assign_rows(encoded, length)
+  count = len(rows)
   if count < batch_size:
     raise harness.SettingsError(
       f'{len(encoded.items)} demonstrations are packed into {count} rows of '
       f'{length} tokens, fewer than a batch of {batch_size}: give shorter rows '
       'or smaller batches, or do not pack.'
     )
-  part['index'] = np.arange(count, dtype=np.int32)
+  index = np.arange(count, dtype=np.int32)
+  if isinstance(encoded.items, token_files.TokenFile):
+    source = token_files.pack(encoded.items, rows)
+    return Table(
+      ({'number': index, 'index': index},),
+      np.uint32(seed),
+      batch_size,
+      (int(source.count_answers().max()),),
+      source,
+      (length,),
+      source.digest,
+    )
+  part = batches.pack(encoded.items, rows, length)
+  part['index'] = index
   max_answer = int(part['mask'].sum(axis=1).max())
   return Table((part,), np.uint32(seed), batch_size, (max_answer,))
 
@@ -224,8 +243,11 @@ def all_rows(table: Table) -> Rows:
 
 
 def numbered_loss(
-  function: Callable[[Any, Rows, int], jax.Array], table: Table
-) -> Callable[[Any, Any], jax.Array]:
+  function: Callable[[Any, Rows, int], Any],
+  table: Table,
+  *,
+  has_aux: bool = False,
+) -> Callable[[Any, Any], Any]:
   """Converts a loss of rows to a loss of a batch number.
 
   Each bucket is a branch of one program. The gradient is taken within the
@@ -235,10 +257,12 @@ def numbered_loss(
   Args:
     function: `(params, rows, max_answer)` -> scalar.
     table: the rows.
+    has_aux: whether the function returns (scalar, auxiliary), of the same
+      shapes in all buckets. The auxiliary output has no derivative.
 
   Returns:
     `loss(params, batch)`, where `batch` is a number, or a table of one bucket
-    for all its rows.
+    for all its rows. It returns what the function returns.
   """
 
   def branch(bucket):
@@ -255,11 +279,12 @@ def numbered_loss(
     return jax.lax.switch(bucket, branches, params, number)
 
   def forward(params, bucket, number):
-    gradients = [jax.value_and_grad(run) for run in branches]
+    gradients = [jax.value_and_grad(run, has_aux=has_aux) for run in branches]
     return jax.lax.switch(bucket, gradients, params, number)
 
   def backward(gradient, cotangent):
-    scaled = lambda leaf: (cotangent * leaf).astype(leaf.dtype)
+    slope = cotangent[0] if has_aux else cotangent
+    scaled = lambda leaf: (slope * leaf).astype(leaf.dtype)
     return jax.tree.map(scaled, gradient), None, None
 
   switched.defvjp(forward, backward)

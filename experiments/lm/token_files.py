@@ -85,14 +85,87 @@ class TokenFile(Sequence[Rows]):
 
   def take(self, numbers: jax.Array, length: int) -> Rows:
     """Reads examples in a compiled program; see `read`."""
-    shape = jax.ShapeDtypeStruct((*numbers.shape, length), np.int32)
     names = [n for name in self.names for n in (name, batches.mask_name(name))]
-    return jax.pure_callback(
-      functools.partial(self.read, length=length),
-      dict.fromkeys(names, shape),
-      numbers,
-      vmap_method='sequential',
-    )
+    return _call(self, names, numbers, length)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedFile:
+  """Demonstrations in a file that share rows, see `batches.pack`.
+
+  Attributes:
+    items: the demonstrations.
+    places: their indices in `items`, row by row, int32.
+    ends: ends of the rows in `places` after a 0, int64.
+    digest: digest of the file and of the rows, uint8.
+  """
+
+  items: TokenFile
+  places: np.ndarray
+  ends: np.ndarray
+  digest: np.ndarray
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the sequences of a row."""
+    return self.items.names
+
+  def read(self, numbers: Any, length: int) -> Rows:
+    """Reads rows by their numbers, int32 (numbers, length) by name."""
+    rows = [self._places(int(number)) for number in np.asarray(numbers)]
+    return batches.pack(self.items, rows, length)
+
+  def count_answers(self) -> np.ndarray:
+    """Counts the tokens to learn of each row, (rows,)."""
+    items, numbers = self.items, self.items.numbers
+    # The first token of a demonstration has no prediction.
+    stored = np.memmap(items.path, np.int32, mode='r')
+    firsts = stored[items.ends[numbers * len(items.names)]] & 1
+    counts = (items.answers[numbers] - firsts)[self.places]
+    return np.add.reduceat(counts, self.ends[:-1])
+
+  def take(self, numbers: jax.Array, length: int) -> Rows:
+    """Reads rows in a compiled program; see `read`."""
+    return _call(self, batches.PACKED, numbers, length)
+
+  def _places(self, number):
+    return self.places[slice(*self.ends[number : number + 2])]
+
+
+def pack(items: TokenFile, rows: Sequence[Sequence[int]]) -> PackedFile:
+  """Packs demonstrations in a file into rows.
+
+  Args:
+    items: the demonstrations.
+    rows: indices of the demonstrations of each row, not empty.
+
+  Returns:
+    The rows.
+  """
+  places = np.array([place for row in rows for place in row], np.int32)
+  ends = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+  digest = hashlib.blake2b(items.digest.tobytes(), digest_size=16)
+  for part in (items.numbers[places], ends):
+    digest.update(part.tobytes())
+  return PackedFile(
+    items, places, ends, np.frombuffer(digest.digest(), np.uint8)
+  )
+
+
+def _call(
+  source: TokenFile | PackedFile,
+  names: Sequence[str],
+  numbers: jax.Array,
+  length: int,
+) -> Rows:
+  """Reads rows by a callback of the compiled program."""
+  shape = jax.ShapeDtypeStruct((*numbers.shape, length), np.int32)
+  return jax.pure_callback(
+    functools.partial(source.read, length=length),
+    dict.fromkeys(names, shape),
+    numbers,
+    vmap_method='sequential',
+  )
 
 
 class _Writer:

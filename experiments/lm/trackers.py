@@ -19,6 +19,9 @@ from experiments.harness.store import files
 
 # Metrics that TRL names differently.
 _NAMES = {'held_out/accuracy': 'eval/rewards/accuracies'}
+_SPLITS = {'loss': 'train', 'held_out': 'eval'}
+# Beginnings of the names that TRL has, too.
+_METRICS = ('rewards/', 'logps/', 'grad_norm', 'mean_token_accuracy')
 
 
 def rename(
@@ -32,14 +35,16 @@ def rename(
   Args:
     step: updates so far.
     metrics: values (seeds,) by name: `loss/OBJECTIVE` of training,
-      `held_out/OBJECTIVE`, `held_out/accuracy` and `held_out/rewards/...`.
+      `held_out/OBJECTIVE`, `held_out/accuracy`, `held_out/rewards/...`, and
+      `loss/METRIC` of `training_metrics`.
     weights: weights of the objectives by name.
     rate: from updates so far to the learning rate.
 
   Returns:
     Means over seeds by name. `train/loss` and `eval/loss` are weighted means of
     the losses that were evaluated; several objectives are also listed, as
-    `train/loss/OBJECTIVE`. Metrics that are not finite are left out.
+    `train/loss/OBJECTIVE`. `train/mean_token_accuracy` is that of the first
+    objective that has one. Metrics that are not finite are left out.
   """
   means = {}
   for name, values in metrics.items():
@@ -60,8 +65,17 @@ def rename(
     if len(weights) > 1:
       result |= {f'{new}/{name}': loss for name, loss in losses.items()}
   for name, value in means.items():
-    if name in _NAMES or name.startswith('held_out/rewards/'):
-      result[_NAMES.get(name, name.replace('held_out', 'eval', 1))] = value
+    split, _, metric = name.partition('/')
+    if name in _NAMES:
+      result[_NAMES[name]] = value
+    elif split in _SPLITS and metric.startswith(_METRICS):
+      result[f'{_SPLITS[split]}/{metric}'] = value
+  accuracy = 'train/mean_token_accuracy'
+  for name in weights:
+    if (own := f'{accuracy}/{name}') in result:
+      result.setdefault(accuracy, result[own])
+      if len(weights) == 1:
+        del result[own]
   return result
 
 

@@ -50,9 +50,15 @@ def load(path: str | pathlib.Path, dtype: Any = jnp.float32) -> Model:
     return hugging_face.load(path, dtype)
   if path.suffix == '.gguf' and os.path.exists(path):
     return gguf_files.load(path, dtype)
+  remedy = ''
+  if not path.is_absolute() and len(path.parts) == 2:
+    remedy = (
+      f' A model of the Hugging Face hub has to be downloaded first: `hf '
+      f'download {path} --local-dir={path.name}`.'
+    )
   raise harness.UserError(
     f'{path} is neither a folder with config.json, *.safetensors and '
-    'tokenizer.json, nor a .gguf file.'
+    f'tokenizer.json, nor a .gguf file.{remedy}'
   )
 
 

@@ -90,6 +90,7 @@ def oracle(
   plan: Plan,
   *,
   key: Any,
+  outputs: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> optax.GradientTransformation:
   """Makes the oracle of a method, which takes batches of `batch`.
 
@@ -99,6 +100,8 @@ def oracle(
       comparisons; a method for one objective needs only this one.
     plan: parameters of the method.
     key: PRNG key of ALRIGHT's draws.
+    outputs: by objective, `outputs` of `bj.gradient` for losses that return
+      (loss, auxiliary); aggregators have no outputs.
 
   Returns:
     An oracle. Only an evaluated objective advances in its data.
@@ -123,7 +126,7 @@ def oracle(
     rows = bj.multi_objective(tuple(losses.values()), names, per_task=True)
     return optax.chain(wrap(rows), aggregator)
   if name in ('alright', 'maxright'):
-    common = {'weights': weights, 'batch_at': number}
+    common = {'weights': weights, 'batch_at': number, 'outputs': outputs}
     if name == 'alright':
       oracle = bj.solvers.alright(
         losses.values(), names, key=key, even=True, **common
@@ -141,7 +144,10 @@ def oracle(
       **common,
     )
     return bj.evaluation.wrapped(oracle, wrap)
-  oracles = {n: wrap(bj.gradient(f, name=n)) for n, f in losses.items()}
+  oracles = {
+    n: wrap(bj.gradient(f, name=n, outputs=(outputs or {}).get(n)))
+    for n, f in losses.items()
+  }
   if name == 'mix':
     return bj.evaluation.mixed(oracles, weights, batch_at=number)
   if name == 'replay':

@@ -24,7 +24,8 @@ class Files:
       workdir. A random model is written only if this is set.
     skip: whether to skip invalid rows instead of stopping at the first one.
     stream: whether rows and their tokens stay on disk and each batch is read
-      when it is needed, for .jsonl files that exceed the memory.
+      when it is needed, for files that exceed the memory, .jsonl or .jsonl.gz,
+      which is unpacked into the workdir.
     keep: which model is written, the last one, or the best one: the one with
       the least sum of held-out losses, weighted by the mixing ratio, among
       those measured every --chunk updates.
@@ -118,9 +119,11 @@ def check(method: str, files: Files, losses: Losses) -> None:
   paths = {n: getattr(files, n) for n in ('sft_data', 'pref_data')}
   missing = [f'--{n}' for n in required_files(method) if not paths[n]]
   if missing and any(paths.values()):
+    alone = 'comparisons' if paths['pref_data'] else 'demonstrations'
     raise harness.SettingsError(
-      f'the method {method} needs {" and ".join(missing)} too, or no '
-      'files in the preset smoke, which makes up rows.'
+      f'the method {method} needs {" and ".join(missing)} too; '
+      f'--method={alone} trains on your file alone. The preset smoke needs no '
+      'files, as it makes up rows.'
     )
   distilled = losses.demonstrations == 'distillation'
   if losses.teacher and not distilled:
@@ -135,8 +138,15 @@ def check(method: str, files: Files, losses: Losses) -> None:
     )
 
 
-def read(files: Files, losses: Losses) -> tuple[dict[str, Any], dict[str, str]]:
+def read(
+  files: Files, losses: Losses, folder: str
+) -> tuple[dict[str, Any], dict[str, str]]:
   """Reads the files; gives examples and paths by objective.
+
+  Args:
+    files: the files.
+    losses: the losses, which need kinds of rows.
+    folder: folder of unpacked files, for `files.stream`.
 
   Raises:
     UserError: if a file cannot be read, or if a row is invalid and not skipped.
@@ -147,12 +157,15 @@ def read(files: Files, losses: Losses) -> tuple[dict[str, Any], dict[str, str]]:
   ):
     if not path:
       continue
+    store = None
+    if files.stream:
+      store = stored_examples.StoredExamples(path, folder)
     content = data_lib.read(
       path,
       skip=files.skip,
       flag='--skip=True',
       kind=objectives.kind(name),
-      store=stored_examples.StoredExamples(path) if files.stream else None,
+      store=store,
     )
     if content.wrong:
       print(row_files.describe(path, content.wrong))

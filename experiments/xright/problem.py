@@ -100,21 +100,26 @@ class Problem(NamedTuple):
     train_tables: dict[str, tables.Table],
     frozen: Any,
     key: jax.Array,
-  ) -> dict[str, Callable[[Any, Any], jax.Array]]:
+    *,
+    measure: Callable[..., Any] | None = None,
+  ) -> dict[str, Callable[[Any, Any], Any]]:
     """Makes losses of (params, batch number); the key orders the rows.
 
     Args:
       train_tables: rows to train on, by objective.
       frozen: weights that are not trained.
       key: PRNG key of the seed.
+      measure: as in `objectives.make`: then the losses return
+        (loss, metrics).
     """
     # In the order of the names: within a compiled program, dicts are sorted.
     return {
       name: tables.numbered_loss(
-        objectives.make(name, self.tuning, frozen, self.shape),
+        objectives.make(name, self.tuning, frozen, self.shape, measure=measure),
         dataclasses.replace(
           train_tables[name], seed=jax.random.bits(jax.random.fold_in(key, i))
         ),
+        has_aux=measure is not None,
       )
       for i, name in enumerate(self.names)
     }
@@ -238,12 +243,20 @@ def _split(
   reserved = sizes.refresh + (0 if sizes.overlap else sizes.held_out)
   needed = max(reserved + sizes.batch_size, sizes.held_out)
   if count < needed:
+    remedy = 'Give more rows'
+    if encoded.too_long:
+      remedy += ', longer --buckets'
+    # A third of the rows that a batch leaves, for each of both.
+    third = (count - sizes.batch_size) // 3
+    held_out, refresh = min(third, sizes.held_out), min(third, sizes.refresh)
+    refresh -= refresh % sizes.micro_batches
+    if min(held_out, refresh) > 0:
+      remedy += f', or --held_out={held_out} --refresh={refresh}'
     raise harness.SettingsError(
       f'{name}: {count} rows fit into {sizes.buckets[-1]} tokens '
       f'({encoded.too_long} are longer), but {needed} are needed: '
-      f'held_out={sizes.held_out}, refresh={sizes.refresh} and '
-      f'batch_size={sizes.batch_size}. Give more rows, longer --buckets, or a '
-      'smaller --held_out.'
+      f'held_out={sizes.held_out} for the report, refresh={sizes.refresh} for '
+      f'maxright, and a batch of batch_size={sizes.batch_size}. {remedy}.'
     )
   order = np.random.default_rng(0).permutation(count)
   held_out, refresh, train = np.split(

@@ -10,7 +10,7 @@ import optax
 
 from experiments import harness
 from experiments.lm import config as config_lib
-from experiments.lm import lora, precision
+from experiments.lm import lora, precision, training_metrics
 from experiments.lm import tuning as tuning_lib
 from experiments.xright import methods
 from experiments.xright import problem as problem_lib
@@ -210,6 +210,7 @@ def run(
   layout: harness.Layout | None = None,
   select: bool = False,
   on_record: Callable[..., Any] | None = None,
+  step_metrics: bool = False,
 ) -> harness.Trained:
   """Trains and measures on held-out rows.
 
@@ -224,6 +225,7 @@ def run(
     layout: sharding of the weights on a mesh of devices.
     select: whether to keep the weights with the best score, see `train`.
     on_record: see `harness.Measure`.
+    step_metrics: see `train`.
 
   Returns:
     A `Trained`; `history` has held-out losses as `held_out/NAME`.
@@ -244,6 +246,7 @@ def run(
     record_start=record_start,
     select=select,
     on_record=on_record,
+    step_metrics=step_metrics,
   )
 
 
@@ -259,6 +262,7 @@ def train(
   record_start: bool = True,
   select: bool = False,
   on_record: Callable[..., Any] | None = None,
+  step_metrics: bool = False,
 ) -> harness.Trained:
   """Trains the members of a run, and measures them on rows.
 
@@ -274,6 +278,8 @@ def train(
     select: whether to keep the weights with the best `score`: the negative sum
       of held-out losses, weighted by the mixing ratio.
     on_record: see `harness.Measure`.
+    step_metrics: whether to record metrics of the training batches, see
+      `training_metrics`, as `loss/METRIC`. The weights do not depend on it.
 
   Returns:
     A `Trained`; `history` has losses as `SPLIT/NAME`.
@@ -282,11 +288,20 @@ def train(
   def solver(context):
     key = context.seed_key
     losses = problem.losses(
-      context.data['train'], context.frozen, jax.random.fold_in(key, 1)
+      context.data['train'],
+      context.frozen,
+      jax.random.fold_in(key, 1),
+      measure=training_metrics.sum_metrics if step_metrics else None,
     )
     oracle = methods.oracle(
-      method, losses, plan(context.hyper), key=jax.random.fold_in(key, 2)
+      method,
+      losses,
+      plan(context.hyper),
+      key=jax.random.fold_in(key, 2),
+      outputs=training_metrics.outputs(losses) if step_metrics else None,
     )
+    if step_metrics:
+      return training_metrics.with_metrics(oracle, optimiser(context.hyper))
     return optax.chain(oracle, optimiser(context.hyper))
 
   def evaluate(context, params, state):

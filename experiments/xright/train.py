@@ -113,7 +113,6 @@ def check(settings: Settings) -> None:
     )
   objective_settings.check(settings.method, settings.files, losses)
   resident = {
-    '--pack=True': sizes.pack,
     f'--mesh={settings.mesh}': settings.mesh,
     f'--layers={settings.adapters.layers}': settings.adapters.layers,
   }
@@ -167,7 +166,10 @@ def prepare(
 ) -> tuple[problem_lib.Problem, harness.Layout | None]:
   """Reads the rows and then the model, and encodes the rows."""
   settings = options.settings
-  examples, sources = objective_settings.read(settings.files, settings.losses)
+  storage = f'{options.workdir}/kept'
+  examples, sources = objective_settings.read(
+    settings.files, settings.losses, storage
+  )
   if is_made_up(options):
     model, tokenizer, made_up = problem_lib.made_up(dtype=settings.stored_dtype)
     names = settings.losses.names
@@ -196,7 +198,7 @@ def prepare(
     settings.tuning(model.config, on_mesh),
     examples,
     settings.rows,
-    folder=f'{options.workdir}/kept',
+    folder=storage,
     sources=sources,
     skip=settings.files.skip,
   )._replace(shape=shape)
@@ -206,7 +208,8 @@ def prepare(
   for name in problem.names:
     parts = problem.tables['train'][name].parts
     count = sum(len(p['index']) for p in parts)
-    packed = ', packed' if 'segments' in parts[0] else ''
+    is_packed = settings.rows.pack and name in objectives.TOKEN_LOSSES
+    packed = ', packed' if is_packed else ''
     left_out = problem.left_out[name]
     reasons = ', '.join(f'{reason}: {n}' for reason, n in left_out.items())
     print(
@@ -296,6 +299,7 @@ def main(options: harness.Options) -> harness.Report:
       layout=layout,
       select=settings.files.keep == 'best',
       on_record=log and (lambda *record: log(rename(*record))),
+      step_metrics=True,
     )
   path = pathlib.Path(options.workdir) / settings.method / 'trl_metrics.jsonl'
   trackers.write(path, trained.steps, trained.history, rename)

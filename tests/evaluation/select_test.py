@@ -589,3 +589,25 @@ def test_errors_name_cause_and_remedy():
       make(lambda x, b: x, weights=[1.0, 1.0], **more)
     with pytest.raises(ValueError, match='as many distinct names'):
       make([lambda x, b: x] * 2, ('a', 'a'), weights=[1.0, 1.0], **more)
+    with pytest.raises(ValueError, match=r"outputs has the names \['c'\]"):
+      make(
+        [lambda x, b: x] * 2,
+        ('a', 'b'),
+        weights=[1.0, 1.0],
+        outputs={'c': lambda x: x},
+        **more,
+      )
+
+
+def test_auxiliary_outputs_of_the_selected_loss():
+  losses = [lambda x, b, i=i: (i * x**2, (i + 1) * b) for i in range(2)]
+  for make in (bj.solvers.alright, bj.solvers.maxright):
+    more = {'key': 0} if make is bj.solvers.alright else {'optima': [0.0, 0.0]}
+    oracle = make(
+      losses, 'ab', weights=[0.0, 1.0], outputs={'b': jnp.zeros_like}, **more
+    )
+    x = jnp.float32(3.0)
+    state = oracle.init(x)
+    assert list(bj.outputs(state)) == ['b'] and bj.outputs(state)['b'] == 0
+    _, state = oracle.update((jnp.float32(5.0),) * 2, state, x)
+    assert bj.outputs(state)['b'] == 10

@@ -100,7 +100,7 @@ def run(study: study_lib.Study) -> None:
     try:
       rest = flags.FLAGS(words)
     except flags.Error as error:
-      leave(f'{error} --help shows all flags.')
+      leave(f'{str(error).rstrip(".")}. --help shows all flags.')
     if len(words) < len(argv):
       docstring = inspect.getmodule(study.main).__doc__ or ''
       print(help_lib.text(docstring, study, flags.FLAGS.preset), end='')

@@ -270,7 +270,7 @@ def test_skipped_rows_are_counted_by_reason(tmp_path):
     '  1 in line 7 (row 6 from 0): too long.'
   )
   assert row_files.describe(path, []) == ''
-  many = [f'{path}, row {n}: no {chr(97 + n)}.' for n in range(12)]
+  many = [f'{path}, row {n}: no {chr(97 + n)}.' for n in range(20)]
   assert row_files.describe(path, many).endswith('\n  4 for other reasons.')
   # Columns of invalid JSON are one reason.
   alike = [f'{path}, row {n}: column {n}.' for n in range(12)]

@@ -1,7 +1,9 @@
 """The programs that generate and compare answers."""
 
+import dataclasses
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from experiments import harness
 from experiments.lm import (
   batches,
   compare,
+  decoder,
   generate,
   generation,
   hugging_face,
@@ -137,6 +140,49 @@ def test_names_prompts_that_do_not_fit(tmp_path):
   assert report.results.metrics()['skipped'] == 1
   with pytest.raises(harness.SettingsError, match='leaves no room'):
     run(tmp_path, answer_length=64)
+
+
+def test_prompts_of_1024_tokens_are_answered_as_by_the_whole_model(
+  tmp_path, capsys
+):
+  model, tokenizer = weights.make_random()
+  config = dataclasses.replace(model.config, context=1_028)
+  folder = tmp_path / 'long'
+  hugging_face.export(folder, config, model.params, tokenizer)
+  texts = [(n * 'a b c de! ')[:n] for n in (1_024, 1_023, 9)]
+  prompts = [{'prompt': text} for text in texts]
+  encoded = [batches.encode_prompt(tokenizer, text) for text in texts]
+  assert [len(one) for one in encoded] == [1_024, 1_023, 9]
+  _, path = run(
+    tmp_path,
+    model=str(folder),
+    prompts=write_rows(tmp_path / 'long.jsonl', prompts),
+    max_prompt=1_024,
+    bad_rows='refuse',
+  )
+
+  @jax.jit
+  def predict(tokens):
+    logits = decoder.logits(
+      config, model.params, decoder.trunk(config, model.params, tokens)
+    )
+    return logits.argmax(axis=-1)
+
+  for tokens, row in zip(encoded, read_rows(path), strict=True):
+    answer = []
+    for _ in range(4):
+      padded = np.zeros((1, 1_028), np.int32)
+      both = [*tokens, *answer]
+      padded[0, : len(both)] = both
+      answer.append(int(predict(padded)[0, len(both) - 1]))
+      if answer[-1] == tokenizer.end:
+        break
+    size = row['length'] + row['ended']
+    assert size == len(answer)
+    assert row['response'] == tokenizer.decode(answer[: row['length']])
+  assert re.search(
+    r'new answers: \d+, [\d.e+]+ tokens/s', capsys.readouterr().out
+  )
 
 
 def test_needs_prompts(tmp_path):

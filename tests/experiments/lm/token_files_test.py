@@ -1,5 +1,6 @@
 """Rows and tokens that stay on disk are those of tables in memory."""
 
+import gzip
 import json
 
 import jax
@@ -117,11 +118,74 @@ def test_examples_are_parsed_when_they_are_read(tmp_path):
     stored[1]
 
 
-@pytest.mark.parametrize('name', ['rows.json', 'rows.jsonl.gz'])
-def test_lists_and_compressed_files_do_not_stay_on_disk(tmp_path, name):
-  path = tmp_path / name
+def test_lists_do_not_stay_on_disk(tmp_path):
+  path = tmp_path / 'rows.json'
   path.write_text('[]')
-  with pytest.raises(
-    harness.UserError, match=r'only in \.jsonl files that are'
-  ):
+  match = r'only in \.jsonl and \.jsonl\.gz files: save it'
+  with pytest.raises(harness.UserError, match=match):
     data.read(path, store=stored_examples.StoredExamples(path))
+
+
+def test_packed_files_are_unpacked_once(tmp_path, capsys):
+  path, kept = tmp_path / 'rows.jsonl.gz', tmp_path / 'kept'
+  rows = [{'prompt': f'{i}', 'response': i * 'é'} for i in range(1, 5)]
+  lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+  # Joined files.
+  parts = [b'\n'.join(lines[:3]) + b'\n', b'\n'.join(lines[3:])]
+  path.write_bytes(b''.join(map(gzip.compress, parts)))
+  for _ in range(2):
+    stored = stored_examples.StoredExamples(path, kept)
+    data.read(path, store=stored)
+    assert list(stored) == data.read(path).examples and len(stored) == 4
+  assert capsys.readouterr().out.count('is unpacked to') == 1
+  (unpacked,) = kept.glob('rows-*.jsonl')
+  assert unpacked.read_bytes() == b''.join(parts)
+  path.write_bytes(gzip.compress(parts[0]))
+  stored = stored_examples.StoredExamples(path, kept)
+  data.read(path, store=stored)
+  assert len(stored) == 3
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(harness.UserError, match=r'rows\.jsonl\.gz'):
+    stored_examples.StoredExamples(path, kept)
+  assert len(list(kept.glob('*.jsonl'))) == 2
+
+
+def test_several_files_have_to_be_joined(tmp_path):
+  for name in ('a.jsonl,b.jsonl', '*.jsonl'):
+    with pytest.raises(harness.UserError, match=r'joined: `cat A\.jsonl B'):
+      data.read(tmp_path / name)
+  with pytest.raises(harness.UserError, match=r'or join them: `cat A'):
+    data.read(tmp_path)
+
+
+def test_packed_rows_are_those_of_a_table_in_memory(tmp_path):
+  """Also texts, whose first token has no prediction."""
+  texts = [one._replace(prompt='') for one in DEMONSTRATIONS]
+  for number, examples in enumerate((DEMONSTRATIONS, texts)):
+    memory, stored = encode(tmp_path / str(number), examples)
+    at = np.flatnonzero(np.arange(len(memory.items)) % 3)
+    one, two = (
+      tables.packed(
+        encoded._replace(items=items, lengths=encoded.lengths[at]), 2, length=20
+      )
+      for encoded, items in (
+        (memory, [memory.items[i] for i in at]),
+        (stored, stored.items.select(at)),
+      )
+    )
+    assert one.max_answers == two.max_answers and one.batches == two.batches
+    drawn = [
+      jax.jit(lambda k, table=table: table.take(0, k))(3)
+      for table in (one, two)
+    ]
+    assert drawn[0].keys() == drawn[1].keys()
+    jax.tree.map(np.testing.assert_array_equal, *drawn)
+    assert len(set(drawn[0]['segments'][0].tolist())) > 2
+  other = tables.packed(
+    stored._replace(
+      items=stored.items.select(at[1:]), lengths=stored.lengths[at[1:]]
+    ),
+    2,
+    length=20,
+  )
+  assert other.digest.tobytes() != two.digest.tobytes()

@@ -168,6 +168,8 @@ def test_several_files_and_other_numbers(tmp_path):
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+  with pytest.raises(harness.UserError, match=r'`hf download a/b --local-dir'):
+    weights.load('a/b')
   with pytest.raises(harness.UserError, match='neither a folder'):
     weights.load(tmp_path / 'none')
   folder = tmp_path / 'out'

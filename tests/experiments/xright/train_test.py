@@ -180,7 +180,10 @@ def checked(**given):
     ({'method': 'reversed', 'steps': 1}, 'per stage, got steps=1'),
     ({'optima': 'nan,1'}, "two finite numbers, .* got 'nan,1'"),
     ({'optima': '1'}, "two finite numbers, .* got '1'"),
-    ({'sft_data': 'a.jsonl'}, 'alright needs --pref_data too'),
+    (
+      {'sft_data': 'a.jsonl'},
+      'alright needs --pref_data too; --method=demonstrations trains on your',
+    ),
     (
       {'sft_data': 'a.jsonl', 'method': 'comparisons'},
       'comparisons needs --pref_data too',
@@ -197,7 +200,7 @@ def checked(**given):
     ),
     ({'teacher': 'DIR'}, '--demonstrations=distillation, got sft'),
     ({'demonstrations': 'uft', 'pack': True}, 'mean over tokens.*; got uft'),
-    ({'stream': True, 'pack': True}, 'in memory for --pack=True: leave out'),
+    ({'stream': True, 'layers': 3}, 'in memory for --layers=3: leave out'),
     (
       {'stream': True, 'layers': 3, 'mesh': 'tp=1'},
       'in memory for --mesh=tp=1 and --layers=3: ',
@@ -215,6 +218,7 @@ def test_settings_that_fit_together():
     {'pref_data': 'a', 'method': 'comparisons'},
     {'weights': ('q_proj', 'down_proj', 'o', 'q')},
     {'demonstrations': 'distillation', 'pack': True},
+    {'stream': True, 'pack': True},
   ):
     checked(**given)
   names = lora.weight_names(('q_proj', 'down_proj', 'o', 'q'))
@@ -386,7 +390,7 @@ def test_errors_of_files_name_the_flag_that_helps(tmp_path):
     ({'buckets': (4, 8)}, r'a.jsonl: no example of 20 .*--buckets, .* longer'),
     (
       {'buckets': (64,), 'held_out': 12},
-      r'a.jsonl: 20 rows fit .* longer --buckets, or a smaller --held_out',
+      r'a.jsonl: 20 rows fit .*more rows, or --held_out=5 --refresh=5\.',
     ),
   ):
     given = change(settings, **more)
@@ -447,7 +451,10 @@ def test_the_preset_smoke_takes_a_users_dialogues(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rows_on_disk_are_trained_like_rows_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize('pack', [False, True])
+def test_rows_on_disk_are_trained_like_rows_in_memory(
+  tmp_path, monkeypatch, pack
+):
   """Also after a resumption, with every kind of objective."""
   # References of several chunks.
   monkeypatch.setattr(train.objectives, '_CHUNK', 8)
@@ -456,7 +463,13 @@ def test_rows_on_disk_are_trained_like_rows_in_memory(tmp_path, monkeypatch):
     'pref_data': made_up_rows(tmp_path / 'b.jsonl', pairs=True),
   }
   values = dict(
-    method='maxright', skip=True, held_out=4, refresh=2, micro_batches=2
+    method='maxright',
+    skip=True,
+    held_out=4,
+    refresh=2,
+    micro_batches=2,
+    pack=pack,
+    buckets=(32, 48),
   )
   memory = run_made_up(tmp_path / 'memory', **files, **values)
   values |= {'stream': True}
@@ -489,6 +502,18 @@ def test_metrics_are_written_under_the_names_of_trl(tmp_path):
   assert renamed[-1]['train/loss'] == pytest.approx(
     0.75 * last['loss/sft'][0] + 0.25 * last['loss/dpo'][0]
   )
+  assert renamed[-1]['train/grad_norm'] == last['loss/grad_norm'][0] > 0
+  assert (
+    renamed[-1]['train/mean_token_accuracy']
+    == (last['loss/mean_token_accuracy/sft'][0])
+  )
+  # Batches since the first record, at larger rewards than these of the start.
+  rewards = [renamed[-1][f'train/rewards/{n}'] for n in ('chosen', 'rejected')]
+  margin = rewards[0] - rewards[1]
+  assert renamed[-1]['train/rewards/margins'] == pytest.approx(margin, abs=1e-6)
+  assert renamed[-1]['train/logps/chosen'] < 0
+  # Before the first update, nothing was trained on.
+  assert not any('train/rewards' in name for name in renamed[0])
   # The loss of comparisons is about log 2 - margin / 2 for small margins.
   assert renamed[0]['eval/rewards/margins'] == 0
   assert renamed[-1]['eval/rewards/margins'] == pytest.approx(
