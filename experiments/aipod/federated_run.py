@@ -49,7 +49,7 @@ class Federation(NamedTuple):
   Attributes:
     task: losses of a client.
     clients: number of clients.
-    batch: training digits per client and gradient.
+    batch: training digits per client and gradient; None for all.
     products: Hessian-vector products N' of the linear system.
     linear_rate: step size of the Neumann series; None for that of the lower
       variable.
@@ -59,7 +59,7 @@ class Federation(NamedTuple):
 
   task: tasks.Task
   clients: int
-  batch: int
+  batch: int | None
   products: int
   linear_rate: float | None = LINEAR_RATE
   balanced: bool = False
@@ -90,6 +90,7 @@ def make_solver(
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the solver of a method for all clients."""
   problem = federation.task.problem
+  batch_at = None if federation.batch is None else client_digits.batch_at
   rate = federation.linear_rate
   series = bj.linear_solvers.neumann(
     federation.products, hyper['lower_rate'] if rate is None else rate
@@ -104,7 +105,7 @@ def make_solver(
         lower_rate=hyper['lower_rate'],
         loops=method.loops,
         solve=series,
-        batch_at=client_digits.batch_at,
+        batch_at=batch_at,
         variant=method.variant,
         count_redundant=method.count_redundant,
       )
@@ -118,7 +119,7 @@ def make_solver(
           consensus, method.probability, key=hyper['projection_key']
         ),
         steps=method.lower_steps,
-        batch_at=client_digits.batch_at,
+        batch_at=batch_at,
       ),
       solve=series,
     )
@@ -184,8 +185,11 @@ def make_functions(method: Method, federation: Federation) -> Functions:
     return jax.tree.map(lambda z: jnp.stack([z] * federation.clients), one)
 
   def batch(context):
+    digits = read(context)
+    if federation.batch is None:
+      return client_digits.Batch(digits.train, digits.validation)
     return client_digits.draw_batch(
-      context.key, read(context), federation.batch, times
+      context.key, digits, federation.batch, times
     )
 
   def evaluate(context, params, state):

@@ -74,7 +74,7 @@ def fednest(
   lower_rate: float,
   loops: Loops,
   solve: bj.linear_solvers.LinearSolver,
-  batch_at: Callable[[Any, Any], Any],
+  batch_at: Callable[[Any, Any], Any] | None,
   variant: Variant = 'fednest',
   count_redundant: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -93,7 +93,8 @@ def fednest(
     lower_rate: step size of local lower steps.
     loops: numbers of steps.
     solve: linear solver.
-    batch_at: maps (batch, t) to the batch of evaluation t.
+    batch_at: maps (batch, t) to the batch of evaluation t; None for the same
+      batch in all evaluations, which halves the gradients.
     variant: `fednest`; `local_sgd` takes local steps without corrections, with
       T + N' + 2 rounds per update; `lfednest` also solves the linear system of
       each client by itself, with T + 1 rounds.
@@ -124,16 +125,19 @@ def fednest(
 
     return scalar
 
+  select = batch_at or (lambda batch, t: batch)
   upper, lower = loss(problem.upper), loss(problem.lower)
 
   def local(slope, start, common, rate, first, steps):
     """Local steps along slope(z) - slope(start) + common, then their mean."""
+    # With one batch, the gradient at the start is the same in all steps.
+    fixed = slope(start, 0) if batch_at is None else None
 
     def step(z, t):
+      here = slope(z, first + t)
       if not corrected:
-        move = jax.tree.map(lambda z, a: z - rate * a, z, slope(z, first + t))
-        return move, None
-      here, there = slope(z, first + t), slope(start, first + t)
+        return jax.tree.map(lambda z, a: z - rate * a, z, here), None
+      there = slope(start, first + t) if fixed is None else fixed
       move = jax.tree.map(
         lambda z, a, b, c: z - rate * (a - b + c), z, here, there, common
       )
@@ -152,7 +156,7 @@ def fednest(
     x, y = params
 
     def lower_slope(y, t):
-      return jax.grad(lower, 1)(x, y, batch_at(batch, t))
+      return jax.grad(lower, 1)(x, y, select(batch, t))
 
     def inner(y, i):
       common = mean(jax.grad(lower, 1)(x, y, batch))
@@ -166,7 +170,7 @@ def fednest(
     q = linear_state.inner.linear
 
     def upper_slope(x, t):
-      now = batch if t is None else batch_at(batch, t)
+      now = batch if t is None else select(batch, t)
 
       def total(x):
         slope = jax.grad(lower, 1)(x, y, now)

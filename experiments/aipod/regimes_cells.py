@@ -1,7 +1,10 @@
 """Tuning and runs of all methods in one cell of `regimes`."""
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import harness
@@ -108,15 +111,11 @@ class Runner:
   ):
     self._options, self._pool = options, pool
     self._federation, self._references = federation, references
-    self._drawn: dict[Any, Any] = {}
-
-  def _own(self, shards, seeds):
-    key = shards, tuple(seeds)
-    if key not in self._drawn:
-      self._drawn[key] = regimes_problem.stack_seeds(
-        self._pool, self._options.settings, shards, seeds
+    self._draw = functools.cache(
+      lambda shards, seed: regimes_problem.draw_clients(
+        pool, options.settings, shards, seed
       )
-    return self._drawn[key]
+    )
 
   def _train(self, method, cell, job, part):
     settings = self._options.settings
@@ -129,7 +128,7 @@ class Runner:
         return bool(np.all(np.isfinite(rounds)))
       return federated_run.decided(history, goal, points)
 
-    self._drawn = {k: v for k, v in self._drawn.items() if k[0] == cell.shards}
+    draws = [self._draw(cell.shards, seed) for seed in job.seeds]
     return federated_run.train(
       method,
       self._federation,
@@ -137,7 +136,7 @@ class Runner:
       job,
       rounds=settings.rounds,
       stop_when=done,
-      own=self._own(cell.shards, job.seeds),
+      own=jax.tree.map(lambda *z: jnp.stack(z), *draws),
       at_once=None,
     )
 
@@ -177,7 +176,8 @@ class Runner:
   def run(self, name: str, cell: Cell) -> Result:
     """Tunes lower rounds and step sizes of a method, and runs it.
 
-    The grid of step sizes is extended for the best number of lower rounds.
+    The grid of step sizes is extended for the best number of lower rounds, if
+    that reaches the goal on all tuning seeds.
 
     Args:
       name: method.
@@ -192,10 +192,9 @@ class Runner:
     }
     lower_rounds = max(tuned, key=lambda n: tuned[n].score)
     outcome = tuned[lower_rounds]
-    if outcome.edges and settings.grid.max_grid_extensions:
-      outcome = self._tune(
-        name, cell, lower_rounds, settings.grid.max_grid_extensions
-      )
+    extensions = settings.grid.max_grid_extensions
+    if extensions and outcome.edges and outcome.score > -settings.rounds:
+      outcome = self._tune(name, cell, lower_rounds, extensions)
     edges = outcome.edges
     axis = comparison.Axis(settings.grid.lower_rounds, (1, np.inf))
     if axis.side(lower_rounds):

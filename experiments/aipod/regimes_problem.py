@@ -15,7 +15,7 @@ from experiments import harness, vision
 from experiments.aipod import client_digits, federated_run, tasks
 from experiments.harness.study import comparison
 
-TRAIN_SHARE = 0.8
+TRAIN_SHARE = 0.6
 # Of the references: lower steps per update, and step sizes.
 _STEPS, _RATES = 20, {'upper_rate': 1.0, 'lower_rate': 0.016}
 
@@ -104,14 +104,6 @@ def draw_clients(
   return split
 
 
-def stack_seeds(
-  pool: Pool, settings: Any, shards: int, seeds: Any
-) -> dict[str, vision.DigitPart]:
-  """Stacks the digits of the clients of each member."""
-  drawn = {s: draw_clients(pool, settings, shards, s) for s in {*seeds}}
-  return jax.tree.map(lambda *z: jnp.stack(z), *[drawn[s] for s in seeds])
-
-
 def make_federation(settings: Any) -> federated_run.Federation:
   """Makes the federation, with the designed frequencies of the classes."""
   classes = np.arange(client_digits.CLASSES)
@@ -119,7 +111,7 @@ def make_federation(settings: Any) -> federated_run.Federation:
   return federated_run.Federation(
     tasks.loss_tuning(0, settings.decay, prior / prior.sum()),
     settings.clients,
-    settings.digits_per_client,
+    None,
     settings.products,
     linear_rate=None,
     balanced=True,
@@ -131,7 +123,7 @@ class References(NamedTuple):
 
   Attributes:
     control: highest one without upper steps, by part of the digits and seed.
-    best: the last one with upper steps.
+    best: highest one with upper steps.
   """
 
   control: dict[str, dict[int, float]]
@@ -163,7 +155,8 @@ def train_references(
     The accuracies.
   """
   settings = options.settings
-  own = stack_seeds(pool, settings, 0, seeds * 2)
+  draws = [draw_clients(pool, settings, 0, s) for s in seeds * 2]
+  own = jax.tree.map(lambda *z: jnp.stack(z), *draws)
   # One client with all digits.
   own = jax.tree.map(lambda z: z.reshape(len(z), 1, -1, *z.shape[3:]), own)
   hyper = {
@@ -176,9 +169,7 @@ def train_references(
     'references', False, hyper, seeds * 2, 'references', identity, options
   )
   method = federated_run.Method(lower_steps=_STEPS, probability=1.0)
-  one = federation._replace(
-    clients=1, batch=settings.clients * settings.digits_per_client
-  )
+  one = federation._replace(clients=1)
   cost = federated_run.rounds_per_update(method, settings.products)
   trained = federated_run.train(
     method,
@@ -195,5 +186,5 @@ def train_references(
     values = trained.history[f'{part}_accuracy']
     values = values.reshape(len(values), 2, len(seeds))
     control[part] = dict(zip(seeds, values[:, 0].max(axis=0), strict=True))
-    best[part] = dict(zip(seeds, values[-1, 1], strict=True))
+    best[part] = dict(zip(seeds, values[:, 1].max(axis=0), strict=True))
   return References(control, best)
