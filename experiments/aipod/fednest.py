@@ -96,8 +96,8 @@ def fednest(
     batch_at: maps (batch, t) to the batch of evaluation t; None for the same
       batch in all evaluations, which halves the gradients.
     variant: `fednest`; `local_sgd` takes local steps without corrections, with
-      T + N' + 2 rounds per update; `lfednest` also solves the linear system of
-      each client by itself, with T + 1 rounds.
+      T + N' + 2 rounds per update; `lfednest` also solves a linear system per
+      client, with T + 1 rounds.
     count_redundant: whether to count means of vectors that are equal at all
       clients, which occur where FedNest takes a single local step.
 
