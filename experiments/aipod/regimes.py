@@ -92,7 +92,7 @@ class Settings:
   grid: Grid = Grid()
   goal: Annotated[int, harness.Allowed(high=100)] = 70
   reference_updates: int = 200
-  rounds: int = 160
+  rounds: int = 240
   seeds: int = 5
 
 
@@ -128,13 +128,12 @@ PRESETS = {
 
 def check(settings: Settings) -> None:
   """Raises SettingsError for invalid settings."""
-  count = settings.digits_per_client
-  cut = round(regimes_problem.TRAIN_SHARE * count)
+  count, block = settings.digits_per_client, regimes_problem.BLOCK
   for invalid, message in (
     (
-      any(s and (cut % s or (count - cut) % s) for s in settings.shards),
-      f'shards={settings.shards} must divide the {cut} training and '
-      f'{count - cut} validation digits of a client',
+      any(count % (block * (shards or 1)) for shards in settings.shards),
+      f'digits_per_client={count} must be divisible by {block} times each of '
+      f'shards={settings.shards}',
     ),
     (
       settings.shares[0] != 1 or max(settings.shares) > 1,

@@ -15,7 +15,8 @@ from experiments import harness, vision
 from experiments.aipod import client_digits, federated_run, tasks
 from experiments.harness.study import comparison
 
-TRAIN_SHARE = 0.6
+# Of five digits that follow one another by label, three are training digits.
+BLOCK, TRAIN = 5, 3
 # Of the references: lower steps per update, and step sizes.
 _STEPS, _RATES = 20, {'upper_rate': 1.0, 'lower_rate': 0.016}
 
@@ -88,14 +89,19 @@ def draw_clients(
       f'{count} each: take fewer, or more digits with --data_dir.'
     )
   rows = rng.permutation(rows)[: count * clients]
-  cut = round(TRAIN_SHARE * count) * clients
   # Training and validation digits of a client have the same classes.
+  rows = rows[np.argsort(labels[rows], kind='stable')].reshape(-1, BLOCK)
+  rows = rng.permuted(rows, axis=1)
   order = rng.permutation(clients * shards)
   split = {}
-  for name, part in (('train', rows[:cut]), ('validation', rows[cut:])):
+  for name, part in (
+    ('train', rows[:, :TRAIN]),
+    ('validation', rows[:, TRAIN:]),
+  ):
     if shards:
-      part = part[np.argsort(labels[part], kind='stable')]
       part = part.reshape(clients * shards, -1)[order]
+    else:
+      part = rng.permutation(part.ravel())
     part = part.reshape(clients, -1)
     flat = client_digits.pool(images[part.ravel()], settings.pooling)
     split[name] = vision.DigitPart(

@@ -194,7 +194,8 @@ def test_tuning_fixes_the_regime():
   assert metrics['vectors/e_aipod/shards1/steps=5/part=20'] == 20 * 30
   assert metrics['best_steps/fednest/shards1'] == 5
   # E-AiPOD with one local step, FedNest with five.
-  expected = 10 / 80
+  # The seeds of 10 and 20 rounds against 80 and the limit of 100.
+  expected = np.sqrt(10 / 80 * 20 / 100)
   found = metrics['tuned_rounds_ratio/fednest/shards1']
   assert found == pytest.approx(expected)
 
@@ -216,8 +217,14 @@ def test_heterogeneity_changes_only_the_assignment():
   classes = [len(np.unique(row)) for row in split['train'].labels]
   assert np.mean(classes) < 0.7 * len(np.unique(equal['train'].labels[0]))
   # Validation digits of a client have the classes of its training digits.
-  near = split['validation'].labels.mean(axis=1)
-  assert np.all(np.abs(near - split['train'].labels.mean(axis=1)) < 1)
+  for train, validation in zip(
+    split['train'].labels, split['validation'].labels, strict=True
+  ):
+    shares = [
+      np.bincount(z, minlength=10) / len(z) for z in (train, validation)
+    ]
+    # Total variation; only blocks at class boundaries differ.
+    assert np.abs(shares[0] - shares[1]).sum() / 2 < 0.25
 
 
 def test_cells_by_hand():
@@ -230,7 +237,7 @@ def test_cells_by_hand():
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [
-    ({'shards': (7,)}, 'must divide the 24'),
+    ({'shards': (7,)}, 'divisible by 5 times'),
     ({'shares': (0.5,)}, 'start with 1'),
     ({'pooling': 3}, 'must divide 28'),
   ],
