@@ -1,6 +1,7 @@
 """Tuning and runs of all methods in one cell of `regimes`."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -166,12 +167,15 @@ class Runner:
       'upper_rate': settings.grid.upper_rates,
       'lower_rate': settings.grid.lower_rates,
     }
-    return comparison.run(
-      rules,
-      f'{place}/{name}/tuning/{lower_rounds}',
-      lambda job: self._train(method, cell, job, 'selection'),
-      grid,
-    )
+    with warnings.catch_warnings():
+      # The largest step sizes of a grid often diverge.
+      warnings.filterwarnings('ignore', '.*became non-finite')
+      return comparison.run(
+        rules,
+        f'{place}/{name}/tuning/{lower_rounds}',
+        lambda job: self._train(method, cell, job, 'selection'),
+        grid,
+      )
 
   def run(self, name: str, cell: Cell) -> Result:
     """Tunes lower rounds and step sizes of a method, and runs it.

@@ -114,7 +114,8 @@ def add_ratios(
 
   def put(place, measure, title, one, other):
     ratio = log_ratio_interval(one.rounds, other.rounds, limit)
-    if np.isfinite(ratio.mean):
+    # A missing number of the claim is not shown.
+    if np.isfinite(ratio.mean) or 'choice' in place:
       results.put(place, {measure: ratio})
     if title:
       text = describe(ratio, one.rounds, other.rounds)
