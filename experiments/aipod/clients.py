@@ -135,7 +135,10 @@ class PartialState(NamedTuple):
 
 
 def sampled_clients(
-  solver: optax.GradientTransformationExtraArgs, taking_part: int, seed: Any
+  solver: optax.GradientTransformationExtraArgs,
+  taking_part: int,
+  seed: Any,
+  rounds: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """Samples participating clients for each update.
 
@@ -147,6 +150,8 @@ def sampled_clients(
     solver: solver of `over_clients`, on one device.
     taking_part: number of participating clients.
     seed: seed of the draws.
+    rounds: rounds of the final mean; 0 if the solver ends with equal lower
+      variables.
 
   Returns:
     A solver for params and batches of all clients.
@@ -175,7 +180,7 @@ def sampled_clients(
       own,
     )
     moved = jax.tree.map(lambda z, old: z - old, after, params)
-    counts = {'rounds/lower': state.counts['rounds/lower'] + 1}
+    counts = {'rounds/lower': state.counts['rounds/lower'] + rounds}
     return moved, PartialState(inner, key, counts)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -25,7 +25,8 @@ _COMPARISON_SETTINGS = (
 def methods(settings: Any) -> dict[str, Method]:
   """Variants by name: E-AiPOD by S; FedNest by T, tau and upper steps."""
   variants = {
-    f'e_aipod/s{s}': Method(lower_steps=s) for s in settings.lower_steps
+    f'e_aipod/s{s}': Method(lower_steps=s, probability=settings.probability)
+    for s in settings.lower_steps
   }
   several = settings.fednest.upper_steps
   for t in settings.fednest.rounds:
@@ -69,9 +70,25 @@ def compare(
     'upper_rate': settings.grid.upper_rates,
     'lower_rate': settings.grid.lower_rates,
   }
-  train = lambda job: federated_run.train(
-    variants[job.method], settings, digits, job
-  )
+  federation = federated_run.make_federation(settings, digits)
+
+  def done(history, job):
+    if not job.tuning:
+      return bool(np.all(np.isfinite(federated_run.rounds_to(history, goal))))
+    points = len(job.settings['tried'])
+    return federated_run.decided(history, goal, points)
+
+  def train(job):
+    return federated_run.train(
+      variants[job.method],
+      federation,
+      digits,
+      job,
+      rounds=settings.grid.rounds if job.tuning else settings.rounds,
+      # Until all members, in tuning the best point, reach the goal.
+      stop_when=lambda history: done(history, job),
+    )
+
   outcomes = {
     # Adds the variant's fields, which the report lists for selected variants.
     name: outcome._replace(point=outcome.point | variants[name].fields())

@@ -1,5 +1,7 @@
 """Training of one federated method, and rounds to an accuracy."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,112 +22,174 @@ class Method(NamedTuple):
   """Settings of a method other than its step sizes."""
 
   lower_steps: int = 0  # S of E-AiPOD; 0 for FedNest.
-  taking_part: int = 0  # Clients per update of E-AiPOD; 0 for all.
+  probability: float = 0.0  # p of E-AiPOD.
+  taking_part: int = 0  # Clients per update; 0 for all.
   lower_rounds: int = 0  # T of FedNest.
   local_steps: int = 0  # tau of FedNest.
   upper_steps: int = 1  # Local upper steps of FedNest.
+  variant: fednest.Variant = 'fednest'
+  count_redundant: bool = True  # See `fednest.fednest`.
 
-  def fields(self) -> dict[str, int]:
-    """Nonzero fields by name."""
-    return {name: value for name, value in self._asdict().items() if value}
+  def fields(self) -> dict[str, float]:
+    """Nonzero numbers by name, without the probability."""
+    named = self._asdict()
+    for name in ('probability', 'variant', 'count_redundant'):
+      del named[name]
+    return {name: value for name, value in named.items() if value}
+
+  @property
+  def loops(self) -> fednest.Loops:
+    """Loops of FedNest."""
+    return fednest.Loops(self.lower_rounds, self.local_steps, self.upper_steps)
 
 
-def make_task(settings: Any, digits: client_digits.Digits) -> tasks.Task:
-  """Makes the task of the settings."""
-  if settings.task == 'hyper_representation':
-    return tasks.hyper_representation(settings.hidden, DECAY)
-  labels = np.asarray(digits.train.labels).ravel()
-  prior = np.bincount(labels, minlength=client_digits.CLASSES) / len(labels)
-  return tasks.loss_tuning(settings.hidden, DECAY, prior)
+class Federation(NamedTuple):
+  """Problem and sizes, the same for all methods.
+
+  Attributes:
+    task: losses of a client.
+    clients: number of clients.
+    batch: training digits per client and gradient; None for all.
+    products: Hessian-vector products N' of the linear system.
+    linear_rate: step size of the Neumann series; None for that of the lower
+      variable.
+    balanced: whether accuracy is the mean of the accuracies per class.
+    devices: number of devices for the clients.
+  """
+
+  task: tasks.Task
+  clients: int
+  batch: int | None
+  products: int
+  linear_rate: float | None = LINEAR_RATE
+  balanced: bool = False
+  devices: int = 1
+
+
+def make_federation(settings: Any, digits: client_digits.Digits) -> Federation:
+  """Makes the federation of the settings of `federated`."""
+  tuning_loss = settings.task == 'loss_tuning'
+  if tuning_loss:
+    labels = np.asarray(digits.train.labels).ravel()
+    prior = np.bincount(labels, minlength=client_digits.CLASSES) / len(labels)
+    task = tasks.loss_tuning(settings.hidden, DECAY, prior)
+  else:
+    task = tasks.hyper_representation(settings.hidden, DECAY)
+  return Federation(
+    task,
+    settings.digits.clients,
+    settings.batch,
+    settings.products,
+    balanced=tuning_loss,
+    devices=settings.devices,
+  )
 
 
 def make_solver(
-  method: Method, settings: Any, task: tasks.Task, hyper: Any
+  method: Method, federation: Federation, hyper: Any
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the solver of a method for all clients."""
-  series = bj.linear_solvers.neumann(settings.products, LINEAR_RATE)
+  problem = federation.task.problem
+  batch_at = None if federation.batch is None else client_digits.batch_at
+  rate = federation.linear_rate
+  series = bj.linear_solvers.neumann(
+    federation.products, hyper['lower_rate'] if rate is None else rate
+  )
 
   def client_solver(axis_name):
     if method.lower_rounds:
       return fednest.fednest(
-        task.problem,
+        problem,
         axis_name,
         upper_rate=hyper['upper_rate'],
         lower_rate=hyper['lower_rate'],
-        loops=fednest.Loops(
-          method.lower_rounds, method.local_steps, method.upper_steps
-        ),
+        loops=method.loops,
         solve=series,
-        batch_at=client_digits.batch_at,
+        batch_at=batch_at,
+        variant=method.variant,
+        count_redundant=method.count_redundant,
       )
     consensus = bj.projections.consensus_set(axis_name)
     return bj.e_aipod(
-      task.problem,
+      problem,
       upper=bj.Sequence(optax.sgd(hyper['upper_rate']), set=consensus),
       lower=bj.Sequence(
         optax.sgd(hyper['lower_rate']),
         set=bj.projections.Lazy(
-          consensus, settings.probability, key=hyper['projection_key']
+          consensus, method.probability, key=hyper['projection_key']
         ),
         steps=method.lower_steps,
-        batch_at=client_digits.batch_at,
+        batch_at=batch_at,
       ),
       solve=series,
     )
 
   mesh = None
-  if settings.devices > 1:
+  if federation.devices > 1:
     kind = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh(
-      (settings.devices,), (clients.DEVICES,), axis_types=kind
+      (federation.devices,), (clients.DEVICES,), axis_types=kind
     )
   solver = clients.over_clients(client_solver, mesh)
   if method.taking_part:
     solver = clients.sampled_clients(
-      solver, method.taking_part, hyper['projection_key'] + 1
+      solver,
+      method.taking_part,
+      hyper['projection_key'] + 1,
+      # FedNest ends with the mean.
+      rounds=0 if method.lower_rounds else 1,
     )
   return solver
 
 
-def rounds_per_update(method: Method, settings: Any) -> float:
+def rounds_per_update(method: Method, products: int) -> float:
   """Expected communication rounds per update."""
   if method.lower_rounds:
-    return 2 * method.lower_rounds + settings.products + 3
-  lower = method.lower_steps * settings.probability
-  return lower + settings.products + 2 + bool(method.taking_part)
+    linear = 0 if method.variant == 'lfednest' else products + 1
+    counts = fednest.count_rounds(
+      method.loops, method.variant, method.count_redundant
+    )
+    return sum(counts) + linear
+  lower = method.lower_steps * method.probability
+  return lower + products + 2 + bool(method.taking_part)
 
 
-def train(
-  method: Method,
-  settings: Any,
-  digits: client_digits.Digits,
-  job: comparison.Job,
-) -> harness.Trained:
-  """Trains until all members (in tuning, the best point) reach the goal.
+class Functions(NamedTuple):
+  """Functions of a run; see `harness.train`."""
 
-  Args:
-    method: method to run.
-    settings: settings of the binary.
-    digits: digits of all clients.
-    job: job with the hyperparameters `upper_rate` and `lower_rate`.
+  solver: Callable[[Any], Any]
+  init: Callable[[Any], Any]
+  batch: Callable[[Any], Any]
+  evaluate: Callable[..., dict[str, Any]]
 
-  Returns:
-    The run, including the history of seeds before they became non-finite.
+
+@functools.cache
+def make_functions(method: Method, federation: Federation) -> Functions:
+  """Makes the functions of a run, once, so that runs share their program.
+
+  `context.own` may replace parts of the digits in `context.data`.
   """
-  task, goal = make_task(settings, digits), settings.goal / 100
+  task = federation.task
   times = max(
     method.lower_steps,
     method.lower_rounds * method.local_steps,
     method.upper_steps,
   )
 
+  def read(context):
+    return context.data._replace(**dict(context.own))
+
   def init(context):
-    one = task.init(context.seed_key, digits.test.images.shape[-1])
-    return jax.tree.map(lambda z: jnp.stack([z] * settings.digits.clients), one)
+    pixels = context.data.test.images.shape[-1]
+    one = task.init(context.seed_key, pixels)
+    return jax.tree.map(lambda z: jnp.stack([z] * federation.clients), one)
 
   def batch(context):
+    digits = read(context)
+    if federation.batch is None:
+      return client_digits.Batch(digits.train, digits.validation)
     return client_digits.draw_batch(
-      context.key, context.data, settings.batch, times
+      context.key, digits, federation.batch, times
     )
 
   def evaluate(context, params, state):
@@ -134,37 +198,59 @@ def train(
     for part in ('selection', 'test'):
       images, labels = getattr(context.data, part)
       metrics[f'{part}_accuracy'] = tasks.accuracy(
-        task.logits(mean, images),
-        labels,
-        balanced=settings.task == 'loss_tuning',
+        task.logits(mean, images), labels, balanced=federation.balanced
       )
     counts = bj.counts(state)
     rounds = [n for k, n in counts.items() if k.startswith('rounds/')]
     return metrics | {'rounds': sum(rounds)}
 
-  def done(history):
-    if not job.tuning:
-      return bool(np.all(np.isfinite(rounds_to(history, goal))))
-    points = len(job.settings['tried'])
-    return decided(history, goal, points)
+  solver = lambda context: make_solver(method, federation, context.hyper)
+  return Functions(solver, init, batch, evaluate)
 
-  limit = settings.grid.rounds if job.tuning else settings.rounds
+
+def train(
+  method: Method,
+  federation: Federation,
+  digits: client_digits.Digits,
+  job: comparison.Job,
+  *,
+  rounds: int,
+  stop_when: Callable[[dict[str, np.ndarray]], bool] | None = None,
+  own: Any = (),
+  at_once: int | None = 1,
+  chunk: int = 1,
+) -> harness.Trained:
+  """Trains all members of a job.
+
+  Args:
+    method: method to run.
+    federation: problem and sizes.
+    digits: digits of all clients.
+    job: job with the hyperparameters `upper_rate` and `lower_rate`.
+    rounds: maximum number of expected rounds.
+    stop_when: from the history to whether the run ends.
+    own: parts of the digits by name, with a leading axis of members.
+    at_once: members that are mapped by `vmap`, which evaluates both branches of
+      each projection; None for all.
+    chunk: updates between two records.
+
+  Returns:
+    The run, including the history of seeds before they became non-finite.
+  """
+  functions = make_functions(method, federation)
+  updates = rounds / rounds_per_update(method, federation.products)
   try:
     return harness.train(
-      lambda context: make_solver(method, settings, task, context.hyper),
+      functions.solver,
       harness.Task(
-        init,
-        batch,
+        functions.init,
+        functions.batch,
         data=digits,
+        own=own,
         hyper=job.hyper | {'projection_key': np.asarray(job.seeds, np.uint32)},
       ),
-      job.training(
-        steps=int(np.ceil(limit / rounds_per_update(method, settings))),
-        chunk=1,
-        # vmap over members would evaluate both branches of each projection.
-        at_once=1,
-      ),
-      harness.Measure(evaluate, stop_when=done),
+      job.training(steps=int(np.ceil(updates)), chunk=chunk, at_once=at_once),
+      harness.Measure(functions.evaluate, stop_when=stop_when),
     )
   except harness.AllStoppedError as error:
     # All seeds diverged; keep their history until then.
@@ -172,9 +258,18 @@ def train(
 
 
 def rounds_to(
-  history: dict[str, np.ndarray], goal: float, part: str = 'test'
+  history: dict[str, np.ndarray], goal: Any, part: str = 'test'
 ) -> np.ndarray:
-  """Rounds until an accuracy is reached, per member; infinity if it is not."""
+  """Rounds until an accuracy is reached, per member; infinity if it is not.
+
+  Args:
+    history: history of a run.
+    goal: accuracy to reach, one number or one per member.
+    part: the digits of the accuracy, `test` or `selection`.
+
+  Returns:
+    Rounds, (members,).
+  """
   # The history of a stopped seed is NaN after its stop.
   reached = np.nan_to_num(history[f'{part}_accuracy']) >= goal
   row = np.argmax(reached, axis=0)
@@ -182,7 +277,7 @@ def rounds_to(
   return np.where(reached.any(axis=0), rounds, np.inf)
 
 
-def decided(history: dict[str, np.ndarray], goal: float, points: int) -> bool:
+def decided(history: dict[str, np.ndarray], goal: Any, points: int) -> bool:
   """Whether further rounds cannot change the best point of a tuning run.
 
   Args:
@@ -205,7 +300,7 @@ def decided(history: dict[str, np.ndarray], goal: float, points: int) -> bool:
 
 
 def scores(
-  history: dict[str, np.ndarray], goal: float, limit: float
+  history: dict[str, np.ndarray], goal: Any, limit: float
 ) -> np.ndarray:
   """Tuning score per member: minus the rounds to the goal on selection digits.
 

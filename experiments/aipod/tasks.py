@@ -93,7 +93,8 @@ def loss_tuning(hidden: int, decay: float, prior: Any) -> Task:
   with classes weighted by their inverse frequency.
 
   Args:
-    hidden: hidden units.
+    hidden: hidden units; 0 for a linear network, whose lower loss is strongly
+      convex.
     decay: weight decay of the network.
     prior: class frequencies of the clients' digits, (10,).
 
@@ -103,7 +104,9 @@ def loss_tuning(hidden: int, decay: float, prior: Any) -> Task:
   weights = jnp.asarray(1 / (CLASSES * np.asarray(prior)), jnp.float32)
 
   def network(y, images):
-    return _apply(y['last'], jax.nn.relu(_apply(y['first'], images)))
+    if hidden:
+      images = jax.nn.relu(_apply(y['first'], images))
+    return _apply(y['last'], images)
 
   def upper(x, y, batch):
     del x
@@ -120,12 +123,11 @@ def loss_tuning(hidden: int, decay: float, prior: Any) -> Task:
 
   def init(key, pixels):
     one, two = jax.random.split(key)
+    layers = {'last': _dense(two, hidden or pixels, CLASSES)}
+    if hidden:
+      layers['first'] = _dense(one, pixels, hidden)
     return bj.BilevelParams(
-      {'scale': jnp.zeros(CLASSES), 'shift': jnp.zeros(CLASSES)},
-      {
-        'first': _dense(one, pixels, hidden),
-        'last': _dense(two, hidden, CLASSES),
-      },
+      {'scale': jnp.zeros(CLASSES), 'shift': jnp.zeros(CLASSES)}, layers
     )
 
   logits = lambda params, images: network(params.lower, images)

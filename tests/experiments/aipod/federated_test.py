@@ -56,16 +56,17 @@ def test_devices_give_the_same_iterates():
     None,
     client_digits.Split(clients=8, pooling=4, selection=50, test=50),
   )
-  task = federated_run.make_task(SETTINGS, digits)
   hyper = {'upper_rate': 0.4, 'lower_rate': 0.1, 'projection_key': 0}
-  one = task.init(jax.random.key(0), 49)
+  federation = federated_run.make_federation(SETTINGS, digits)
+  one = federation.task.init(jax.random.key(0), 49)
   params = jax.tree.map(lambda z: np.stack([z] * 8), one)
   batch = client_digits.draw_batch(jax.random.key(1), digits, 32, 5)
   ends = []
   for devices in (1, 8):
-    settings = dataclasses.replace(SETTINGS, devices=devices)
-    method = federated_compare.methods(settings)['e_aipod/s5']
-    solver = federated_run.make_solver(method, settings, task, hyper)
+    method = federated_compare.methods(SETTINGS)['e_aipod/s5']
+    solver = federated_run.make_solver(
+      method, federation._replace(devices=devices), hyper
+    )
     step, state, now = jax.jit(solver.update), solver.init(params), params
     for _ in range(3):
       updates, state = jax.block_until_ready(step(batch, state, now))
@@ -113,7 +114,7 @@ def test_tuning_ends_when_the_best_point_is_known(rounds, accuracy, known):
 
 
 def test_goals_reached_before_all_seeds_stop_count(monkeypatch):
-  digits = client_digits.Digits((), (), (), ())
+  federation = federated_run.Federation(None, 8, 32, 5)
   history = {
     'rounds': np.array([[9.0], [np.nan]]),
     'test_accuracy': np.array([[0.8], [np.nan]]),
@@ -130,7 +131,11 @@ def test_goals_reached_before_all_seeds_stop_count(monkeypatch):
   options = harness.Options('aipod', 'b', 'quick', None, None, None, (0,))
   job = comparison.Job('one', False, {}, (0,), 'one', {}, options)
   trained = federated_run.train(
-    federated_run.Method(lower_steps=5), SETTINGS, digits, job
+    federated_run.Method(lower_steps=5, probability=0.4),
+    federation,
+    client_digits.Digits((), (), (), ()),
+    job,
+    rounds=60,
   )
   assert federated_run.rounds_to(trained.history, 0.75).tolist() == [9.0]
 
@@ -149,10 +154,11 @@ def test_rounds_of_an_update():
   )
   found = federated_compare.methods(settings)
   assert [
-    federated_run.rounds_per_update(m, settings) for m in found.values()
+    federated_run.rounds_per_update(m, settings.products)
+    for m in found.values()
   ] == [9, 13, 10, 10, 10, 18, 18, 18]
   part = found['e_aipod/s20']._replace(taking_part=10)
-  assert federated_run.rounds_per_update(part, settings) == 10
+  assert federated_run.rounds_per_update(part, settings.products) == 10
 
 
 @pytest.mark.parametrize(
